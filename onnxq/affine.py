@@ -1,4 +1,6 @@
-"""Affine quantization of arrays. Rounding is stated here once: half to even, then saturation, as ONNX's QuantizeLinear.
+"""Affine quantization of arrays.
+
+Rounding is stated here once: half to even, then saturation, as ONNX's QuantizeLinear:
 
     q = clip(round(x / scale) + zero_point, qmin, qmax)        x_hat = (q - zero_point) * scale
 """
@@ -6,6 +8,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +17,7 @@ from onnxq.scheme import QuantScheme
 
 Floats = NDArray[np.floating]
 Codes = NDArray[np.integer]
+Number = TypeVar("Number", bound=np.generic)
 
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
@@ -44,8 +48,8 @@ class QuantParams:
         """Largest representable value, the shape of scale."""
         return ((self.scheme.qmax - self.zero_point) * self.scale).astype(np.float32)
 
-    def broadcast(self, values: NDArray[np.generic], ndim: int) -> NDArray[np.generic]:
-        """Reshape a per-channel vector (C,) so that it broadcasts over an array of rank `ndim`; () passes through."""
+    def broadcast(self, values: NDArray[Number], ndim: int) -> NDArray[Number]:
+        """Reshape a vector (C,) so that it broadcasts over an array of rank `ndim`; () passes through."""
         if self.axis is None or values.ndim == 0:
             return values
         shape = [1] * ndim
@@ -66,7 +70,7 @@ def symmetric_params(limit: Floats | float, scheme: QuantScheme, axis: int | Non
 
 
 def affine_params(low: float, high: float, scheme: QuantScheme) -> QuantParams:
-    """The per-tensor grid for values in [low, high]; the range is widened to hold zero, which is represented exactly.
+    """The per-tensor grid for values in [low, high], widened to hold zero, which is represented exactly.
 
     A symmetric scheme takes the larger magnitude; an empty range gives scale 1.
     """
@@ -75,25 +79,29 @@ def affine_params(low: float, high: float, scheme: QuantScheme) -> QuantParams:
         return symmetric_params(max(-low, high), scheme)
     span = high - low
     if span == 0.0:
-        return QuantParams(scheme, np.float32(1.0).reshape(()), np.full((), scheme.qmin, np.int32))
+        return QuantParams(scheme, np.ones((), np.float32), np.full((), scheme.qmin, np.int32))
     scale = np.float32(max(span / (scheme.qmax - scheme.qmin), SMALLEST_SCALE))
     zero = int(np.clip(round(scheme.qmin - low / float(scale)), scheme.qmin, scheme.qmax))
-    return QuantParams(scheme, scale.reshape(()), np.full((), zero, np.int32))
+    return QuantParams(scheme, np.asarray(scale), np.full((), zero, np.int32))
 
 
 def quantize(x: Floats, params: QuantParams) -> Codes:
-    """Codes of `x` (any shape), int8 or uint8 by the scheme's sign."""
+    """Codes of `x` (any shape, no NaN), int8 or uint8 by the scheme's sign."""
+    scheme = params.scheme
     scale = params.broadcast(params.scale, x.ndim)
     zero = params.broadcast(params.zero_point, x.ndim)
-    q = np.rint(np.divide(x, scale, dtype=np.float32)) + zero
-    return np.clip(q, params.scheme.qmin, params.scheme.qmax).astype(np.int8 if params.scheme.signed else np.uint8)
+    with np.errstate(over="ignore"):  # what overflows float32 saturates
+        q = np.rint(np.divide(x, scale, dtype=np.float32)) + zero
+    codes: Codes = np.clip(q, scheme.qmin, scheme.qmax).astype(np.int8 if scheme.signed else np.uint8)
+    return codes
 
 
 def dequantize(codes: Codes, params: QuantParams) -> NDArray[np.float32]:
     """Values of the codes, float32, the same shape."""
     zero = params.broadcast(params.zero_point, codes.ndim)
     scale = params.broadcast(params.scale, codes.ndim)
-    return ((codes.astype(np.int32) - zero) * scale).astype(np.float32)
+    values: NDArray[np.float32] = ((codes.astype(np.int32) - zero) * scale).astype(np.float32)
+    return values
 
 
 def sqnr_db(reference: Floats, approximation: Floats) -> float:

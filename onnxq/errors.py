@@ -29,7 +29,8 @@ def unknown(kind: str, name: str, choices: Iterable[str], *, where: str = "") ->
     "unknown pass 'anotate'; did you mean 'annotate'? The choices are: annotate, calibrate"
     """
     options = sorted(choices)
+    if not options:
+        return UsageError(f"unknown {kind} {name!r}{where}; there are none")
     near = difflib.get_close_matches(name, options, n=1)
-    hint = f" did you mean {near[0]!r}?" if near else ""
-    listed = f" {'The' if near else 'the'} choices are: {', '.join(options)}" if options else " there are none"
-    return UsageError(f"unknown {kind} {name!r}{where};{hint}{listed}")
+    hint = f"did you mean {near[0]!r}? The" if near else "the"
+    return UsageError(f"unknown {kind} {name!r}{where}; {hint} choices are: {', '.join(options)}")

@@ -1,4 +1,4 @@
-"""What a quantized tensor looks like: bits, sign, symmetry and granularity, as a value that parses and prints."""
+"""What a quantized tensor looks like: bits, sign, symmetry, granularity; a value that parses and prints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from onnxq.errors import UsageError
 
 Granularity = Literal["tensor", "channel", "block"]
 
-GRAMMAR = "intB or uintB with B from 2 to 8, then any of :tensor, :channel, :block=N, :symmetric, :asymmetric"
+GRAMMAR = (
+    "intB or uintB (B from 2 to 8), then one of :tensor, :channel, :block=N, one of :symmetric, :asymmetric"
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class QuantScheme:
         Signed schemes are symmetric and unsigned ones asymmetric unless the text says otherwise.
 
         Raises:
-            UsageError: the text does not follow the grammar.
+            UsageError: the text does not follow the grammar, or contradicts itself.
         """
         kind, *options = text.strip().split(":")
         prefix = "uint" if kind.startswith("uint") else "int"
@@ -65,18 +67,22 @@ class QuantScheme:
         if not kind.startswith(prefix) or not digits.isdecimal() or not 2 <= int(digits) <= 8:
             raise UsageError(f"cannot read the scheme {text!r}; it is {GRAMMAR}")
         signed = prefix == "int"
-        symmetric, granularity, block = signed, "tensor", 0
+        symmetric: bool | None = None
+        granularity: Granularity | None = None
+        block = 0
         for option in options:
             name, _, value = option.partition("=")
-            if name in ("tensor", "channel") and not value:
-                granularity = name
-            elif name == "block" and value.isdecimal() and int(value) > 0:
+            if granularity is None and option in ("tensor", "channel"):
+                granularity = "tensor" if option == "tensor" else "channel"
+            elif granularity is None and name == "block" and value.isdecimal() and int(value) > 0:
                 granularity, block = "block", int(value)
-            elif name in ("symmetric", "asymmetric") and not value:
-                symmetric = name == "symmetric"
+            elif symmetric is None and option in ("symmetric", "asymmetric"):
+                symmetric = option == "symmetric"
             else:
                 raise UsageError(f"cannot read {option!r} in the scheme {text!r}; it is {GRAMMAR}")
-        return cls(int(digits), signed, symmetric, granularity, block)  # type: ignore[arg-type]
+        return cls(
+            int(digits), signed, signed if symmetric is None else symmetric, granularity or "tensor", block
+        )
 
     def __str__(self) -> str:
         text = f"{'' if self.signed else 'u'}int{self.bits}"

@@ -1,0 +1,1 @@
+"""Statistics of activations: gathered in a stream, merged, saved and checked."""

@@ -1,0 +1,345 @@
+"""Streaming statistics of one activation tensor, in constant memory, that merge.
+
+The histogram is dyadic: its bins are 2^k wide with edges at integer multiples of 2^k, and k is the smallest
+exponent at which [minimum, maximum] touches at most 4096 bins. When the data grow, k grows and bins join,
+which is exact. So count, zeros, minimum, maximum and histogram depend on the values alone: not on the order
+or size of batches, nor on the order of merges. The sums are float64 and agree to rounding only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxq.errors import DataError
+
+BINS = 4096
+MIN_EXPONENT = -126  # the smallest normal float32; 2^126 is still a finite factor
+CHUNK = 8192  # values: the work arrays stay in cache, and BLAS keeps a dot product this short on one thread
+TINY = np.finfo(np.float32).tiny
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What is gathered beyond count, zeros, minimum, maximum and the sums of x, |x| and x^2.
+
+    Attributes:
+        histogram: the distribution, at most 4096 bins.
+        channels: axis (may be negative) whose channels each get a minimum, maximum, mean and power; None for none.
+        second_moment: the matrix of E[x_i x_j] over pairs of channels, (C, C); it needs `channels`.
+    """
+
+    histogram: bool = False
+    channels: int | None = None
+    second_moment: bool = False
+
+    def __post_init__(self) -> None:
+        if self.second_moment and self.channels is None:
+            raise DataError("a second moment needs a channel axis")
+
+    def __or__(self, other: Needs) -> Needs:
+        """Both needs at once; DataError when they differ in the channel axis."""
+        axes = {self.channels, other.channels} - {None}
+        if len(axes) > 1:
+            raise DataError(
+                f"one tensor cannot be gathered over two channel axes, {self.channels} and {other.channels}"
+            )
+        axis = axes.pop() if axes else None
+        return Needs(self.histogram or other.histogram, axis, self.second_moment or other.second_moment)
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Counts of the values that are not exactly zero.
+
+    Attributes:
+        exponent: k; a bin is 2^k wide.
+        first: bin i covers [(first + i) 2^k, (first + i + 1) 2^k).
+        counts: int64, (bins,), at most 4096; the first bin holds the minimum, the last one the maximum.
+    """
+
+    exponent: int
+    first: int
+    counts: NDArray[np.int64]
+
+    @property
+    def width(self) -> float:
+        """Width of a bin, in the units of the tensor."""
+        return math.ldexp(1.0, self.exponent)
+
+    @property
+    def edges(self) -> NDArray[np.float64]:
+        """Edges of the bins, (bins + 1,), exact."""
+        numbers = np.arange(self.first, self.first + self.counts.size + 1, dtype=np.float64)
+        return numbers * self.width
+
+    @classmethod
+    def covering(cls, low: float, high: float) -> Histogram:
+        """The empty histogram of the finest bins for values in [low, high]."""
+        largest = max(abs(low), abs(high))
+        exponent = max(
+            math.frexp(largest)[1] - 24
+            if largest
+            else MIN_EXPONENT,  # bin numbers below 2^24: exact in float32
+            math.frexp(high - low)[1] - 12 if high > low else MIN_EXPONENT,  # one less would need 4097 bins
+            MIN_EXPONENT,
+        )
+        while True:
+            first, last = (math.floor(math.ldexp(end, -exponent)) for end in (low, high))
+            if last - first < BINS:
+                return cls(exponent, first, np.zeros(last - first + 1, np.int64))
+            exponent += 1
+
+    def add(self, other: Histogram) -> None:
+        """Add the counts of a histogram that is not coarser and not wider, in place."""
+        bins = (other.first + np.arange(other.counts.size)) >> min(self.exponent - other.exponent, 63)
+        np.add.at(self.counts, bins - self.first, other.counts)
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelStatistics:
+    """Statistics of every channel.
+
+    Attributes:
+        count: values in each.
+        minimum, maximum: float32, (C,).
+        total, total_squares: sums of x and x^2, float64, (C,).
+    """
+
+    count: int
+    minimum: NDArray[np.float32]
+    maximum: NDArray[np.float32]
+    total: NDArray[np.float64]
+    total_squares: NDArray[np.float64]
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Mean of every channel, (C,)."""
+        return self.total / self.count
+
+    @property
+    def power(self) -> NDArray[np.float64]:
+        """E[x^2] of every channel, (C,)."""
+        return self.total_squares / self.count
+
+    @classmethod
+    def of(cls, x: NDArray[np.float32], axis: int) -> ChannelStatistics:
+        """Statistics of one batch; `axis` is not negative."""
+        stacked = x.reshape(math.prod(x.shape[:axis]), x.shape[axis], -1)  # (outer, C, inner)
+        axes = (0, 2)
+        return cls(
+            stacked.shape[0] * stacked.shape[2],
+            stacked.min(axis=axes),
+            stacked.max(axis=axes),
+            stacked.sum(axis=axes, dtype=np.float64),
+            np.einsum("ocs,ocs->c", stacked, stacked, dtype=np.float64),
+        )
+
+    def merged(self, other: ChannelStatistics) -> ChannelStatistics:
+        """The statistics of both together."""
+        return ChannelStatistics(
+            self.count + other.count,
+            np.minimum(self.minimum, other.minimum),
+            np.maximum(self.maximum, other.maximum),
+            self.total + other.total,
+            self.total_squares + other.total_squares,
+        )
+
+
+class TensorStatistics:
+    """Statistics of one activation tensor, fed batch by batch.
+
+    Attributes:
+        name: the tensor, for messages.
+        needs: what is gathered.
+        count: values seen.
+        zeros: how many of them are exactly zero; the histogram does not hold them.
+        minimum, maximum: inf and -inf before the first value.
+        total, total_absolute, total_squares: sums of x, |x|, x^2.
+        histogram: None unless needed, or before the first value.
+        channels: None unless needed, or before the first value.
+        products: sum of x_i x_j over positions, (C, C) float64; None unless needed or before the first value.
+    """
+
+    def __init__(self, name: str, needs: Needs = Needs()) -> None:
+        self.name, self.needs = name, needs
+        self.count, self.zeros = 0, 0
+        self.minimum, self.maximum = math.inf, -math.inf
+        self.total, self.total_absolute, self.total_squares = 0.0, 0.0, 0.0
+        self.histogram: Histogram | None = None
+        self.channels: ChannelStatistics | None = None
+        self.products: NDArray[np.float64] | None = None
+
+    @property
+    def mean(self) -> float:
+        """Mean of the values, nan when there are none."""
+        return self.total / self.count if self.count else math.nan
+
+    @property
+    def variance(self) -> float:
+        """Mean squared distance from the mean, nan when there are no values."""
+        return max(self.total_squares / self.count - self.mean**2, 0.0) if self.count else math.nan
+
+    @property
+    def second_moment(self) -> NDArray[np.float64] | None:
+        """E[x_i x_j] over channels, (C, C)."""
+        if self.products is None or self.channels is None:
+            return None
+        return self.products / self.channels.count
+
+    def update(self, values: NDArray[Any]) -> None:
+        """Take in one batch of any shape and a real type; it is read as float32.
+
+        Raises:
+            DataError: a value is NaN or infinite (also when it overflows float32), or channels do not fit.
+                The statistics are then unchanged.
+        """
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            x = np.ascontiguousarray(values, np.float32).reshape(np.shape(values))
+            if x.size == 0:
+                return
+            batch = TensorStatistics(self.name, self.needs)
+            batch._gather(x)
+        self._absorb(batch)
+
+    def merge(self, other: TensorStatistics) -> TensorStatistics:
+        """The statistics of the values of both.
+
+        Raises:
+            DataError: the tensors, their needs or their channels differ.
+        """
+        if (self.name, self.needs) != (other.name, other.needs):
+            raise DataError(
+                f"cannot merge statistics of {self.name!r} ({self.needs}) with {other.name!r} ({other.needs})"
+            )
+        merged = TensorStatistics(self.name, self.needs)
+        for part in (self, other):
+            merged._absorb(part)
+        return merged
+
+    def to_arrays(self) -> Arrays:
+        """Everything as a dict of arrays, for saving; keys that do not apply are absent."""
+        arrays: Arrays = {
+            "counts": np.array([self.count, self.zeros, self.needs.histogram], np.int64),
+            "sums": np.array(
+                [self.minimum, self.maximum, self.total, self.total_absolute, self.total_squares]
+            ),
+        }
+        if self.needs.channels is not None:
+            arrays["axis"] = np.array([self.needs.channels, self.needs.second_moment], np.int64)
+        if self.histogram is not None:
+            arrays["grid"] = np.array([self.histogram.exponent, self.histogram.first], np.int64)
+            arrays["bins"] = self.histogram.counts
+        if self.channels is not None:
+            arrays |= {
+                f"channel_{f.name}": np.asarray(getattr(self.channels, f.name)) for f in fields(self.channels)
+            }
+        if self.products is not None:
+            arrays["products"] = self.products
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, name: str, arrays: Arrays) -> TensorStatistics:
+        """The inverse of `to_arrays`; DataError when keys are missing or do not fit together."""
+        try:
+            count, zeros, histogram = map(int, arrays["counts"])
+            axis, second = map(int, arrays["axis"]) if "axis" in arrays else (None, 0)
+            found = cls(name, Needs(bool(histogram), axis, bool(second)))
+            found.count, found.zeros = count, zeros
+            sums = map(float, arrays["sums"])
+            found.minimum, found.maximum, found.total, found.total_absolute, found.total_squares = sums
+            if count and histogram:
+                exponent, first = map(int, arrays["grid"])
+                found.histogram = Histogram(exponent, first, arrays["bins"])
+            if count and axis is not None:
+                parts = [arrays[f"channel_{f.name}"] for f in fields(ChannelStatistics)]
+                found.channels = ChannelStatistics(int(parts[0]), *parts[1:])
+            if count and second:
+                found.products = arrays["products"]
+        except (KeyError, ValueError, TypeError) as error:
+            raise DataError(f"the saved statistics of tensor {name!r} are damaged: {error}") from error
+        if found.histogram is not None and int(found.histogram.counts.sum()) != count - zeros:
+            raise DataError(
+                f"the saved statistics of tensor {name!r} are damaged: the histogram lacks values"
+            )
+        return found
+
+    def _gather(self, x: NDArray[np.float32]) -> None:
+        """Fill these empty statistics from one batch."""
+        flat = x.reshape(-1)
+        self.count = flat.size
+        self.minimum, self.maximum = float(flat.min()), float(flat.max())
+        if not math.isfinite(self.minimum) or not math.isfinite(self.maximum):
+            nan, infinite = int(np.isnan(flat).sum()), int(np.isinf(flat).sum())
+            raise DataError(
+                f"tensor {self.name!r} has {nan} NaN and {infinite} infinite values among {flat.size}"
+            )
+        if self.needs.channels is not None:
+            self._gather_channels(x, self.needs.channels)
+        if self.needs.histogram:
+            self.histogram = Histogram.covering(self.minimum, self.maximum)
+        for start in range(0, flat.size, CHUNK):
+            self._gather_chunk(flat[start : start + CHUNK])
+        if self.histogram is not None and self.zeros:
+            self.histogram.counts[-self.histogram.first] -= self.zeros
+
+    def _gather_chunk(self, chunk: NDArray[np.float32]) -> None:
+        wide = chunk.astype(np.float64)
+        total = float(wide.sum())
+        self.total += total
+        self.total_squares += float(np.dot(wide, wide))
+        self.total_absolute += total if self.minimum >= 0.0 else float(np.abs(wide, out=wide).sum())
+        self.zeros += int(np.count_nonzero(chunk == 0.0))
+        if self.histogram is None:
+            return
+        bins = chunk * np.float32(math.ldexp(1.0, -self.histogram.exponent))
+        if self.histogram.exponent > 0 and self.minimum < 0.0:
+            np.minimum(bins, -TINY, out=bins, where=chunk < 0.0)  # what underflows to -0 belongs to bin -1
+        np.floor(bins, out=bins)
+        np.subtract(bins, np.float32(self.histogram.first), out=bins)
+        self.histogram.counts[:] += np.bincount(bins.astype(np.intp), minlength=self.histogram.counts.size)
+
+    def _gather_channels(self, x: NDArray[np.float32], axis: int) -> None:
+        if not -x.ndim <= axis < x.ndim:
+            raise DataError(f"tensor {self.name!r} of shape {x.shape} has no channel axis {axis}")
+        self.channels = ChannelStatistics.of(x, axis % x.ndim)
+        if not self.needs.second_moment:
+            return
+        positions = np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])  # (positions, C)
+        self.products = np.zeros((x.shape[axis],) * 2)
+        for start in range(0, len(positions), BINS):
+            part = positions[start : start + BINS].astype(np.float64)
+            self.products += part.T @ part
+
+    def _absorb(self, other: TensorStatistics) -> None:
+        """Add statistics of the same needs, in place."""
+        if other.count == 0:
+            return
+        if self.channels is not None and other.channels is not None:
+            sizes = self.channels.total.size, other.channels.total.size
+            if sizes[0] != sizes[1]:
+                raise DataError(
+                    f"tensor {self.name!r} has {sizes[1]} channels where it had {sizes[0]} before"
+                )
+        self.channels = _sum_channels(self.channels, other.channels)
+        if other.products is not None:
+            self.products = other.products if self.products is None else self.products + other.products
+        self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
+        if self.needs.histogram:
+            joined = Histogram.covering(self.minimum, self.maximum)
+            for part in (self.histogram, other.histogram):
+                if part is not None:
+                    joined.add(part)
+            self.histogram = joined
+        for name in ("count", "zeros", "total", "total_absolute", "total_squares"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+def _sum_channels(a: ChannelStatistics | None, b: ChannelStatistics | None) -> ChannelStatistics | None:
+    return a.merged(b) if a is not None and b is not None else a or b
