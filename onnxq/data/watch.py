@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.data.inputs import InputSpec
@@ -24,7 +25,7 @@ class _Seen:
         if not rows.size or not (self.same or self.constant):
             return
         if self.first is None:
-            self.first = rows[0].copy()
+            self.first = np.array(rows[0])  # a copy; also where rows[0] is a bare string
         self.same = self.same and rows.shape[1:] == self.first.shape and bool((rows == self.first).all())
         self.constant = self.constant and bool((rows == self.first.flat[0]).all())
 
