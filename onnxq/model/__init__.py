@@ -1,0 +1,1 @@
+"""The border between files, ModelProtos, graphs and onnxruntime sessions."""

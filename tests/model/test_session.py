@@ -1,0 +1,127 @@
+"""Sessions, tensors inside them, and the runtime's own graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
+
+from onnxq.errors import ModelError, UsageError
+from onnxq.model.session import make_session, optimized_model, session_and_optimized
+from onnxq.model.tensors import storage_bytes
+from onnxq.model.write import write_model
+
+X = np.random.default_rng(5).normal(size=(2, 64)).astype(np.float32)
+W = np.random.default_rng(6).normal(size=(64, 64)).astype(np.float32)  # 16 KiB, passed beside the model
+
+
+def sample(dtype: int = TensorProto.FLOAT) -> ModelProto:
+    model: ModelProto = parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 21]> g (float[N, 64] x) => (float[N, 64] y)'
+        " { c = Cast<to = 1>(w)\n h = MatMul(x, c)\n r = Relu(h)\n y = Identity(r) }"
+    )
+    values = (W * 2).astype(helper.tensor_dtype_to_np_dtype(dtype))
+    model.graph.initializer.append(numpy_helper.from_array(values, "w"))
+    return model
+
+
+ELEMENTS = [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT8, TensorProto.INT4]
+
+
+@pytest.mark.parametrize("dtype", ELEMENTS)
+@pytest.mark.parametrize("optimize", [False, True])
+def test_large_initializers_of_any_type_arrive(
+    monkeypatch: pytest.MonkeyPatch, dtype: int, optimize: bool
+) -> None:
+    monkeypatch.setattr("onnxq.model.session.PASSED", 1024)
+    model = sample(dtype)
+    weight = numpy_helper.to_array(model.graph.initializer[0]).astype(np.float32)
+    (y,) = make_session(model, threads=1, optimize=optimize).run(None, {"x": X})
+    # a dot product of 64 terms rounds by less than 64 * 6e-8 of the sum of magnitudes
+    np.testing.assert_allclose(
+        y, np.maximum(X @ weight, 0), atol=4e-6 * float((np.abs(X) @ np.abs(weight)).max())
+    )
+    assert len(model.graph.initializer) == 1
+
+
+def test_inner_tensors_come_after_the_outputs() -> None:
+    session = make_session(sample(), threads=1, extra_outputs=["h", "y", "x", "h", "w"])
+    assert [o.name for o in session.get_outputs()] == ["y", "h", "x", "w"]
+    y, h, x, w = session.run(None, {"x": X})
+    np.testing.assert_array_equal(y, np.maximum(h, 0))
+    np.testing.assert_array_equal(x, X)
+    np.testing.assert_array_equal(w, W * 2)
+
+
+def test_a_tensor_that_is_not_there() -> None:
+    with pytest.raises(ModelError, match="no tensor 'nope'"):
+        make_session(sample(), extra_outputs=["nope"])
+
+
+def test_an_unknown_provider_is_named_with_the_choices() -> None:
+    with pytest.raises(UsageError, match=r"'CPUExecution'.*did you mean 'CPUExecutionProvider'"):
+        make_session(sample(), provider="CPUExecution")
+
+
+def test_models_that_the_runtime_refuses(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    foreign = sample()
+    foreign.graph.node[2].domain = "elsewhere"
+    foreign.opset_import.append(helper.make_opsetid("elsewhere", 1))
+    mistyped = sample(TensorProto.INT8)
+    mistyped.graph.node[1].input[1] = "w"
+    (tmp_path / "bad.onnx").write_bytes(b"bad")
+    for model in (foreign, mistyped, tmp_path / "bad.onnx", tmp_path / "none.onnx"):
+        with pytest.raises(ModelError) as caught:
+            make_session(model)
+        message = str(caught.value)
+        assert "\n" not in message
+        assert "onnxruntime_src" not in message
+        assert "ONNXRuntimeError" not in message
+    with pytest.raises(ModelError, match="elsewhere:Relu"):
+        make_session(foreign)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_path_is_the_same_as_the_model(tmp_path: Path) -> None:
+    path, _ = write_model(sample(), tmp_path / "m.onnx", external=True)
+    expected = make_session(sample(), threads=1).run(None, {"x": X})
+    found = make_session(path, threads=1).run(None, {"x": X})
+    np.testing.assert_array_equal(found[0], expected[0])
+    inner = make_session(path, threads=1, extra_outputs=["h"]).run(["h"], {"x": X})
+    np.testing.assert_array_equal(np.maximum(inner[0], 0), expected[0])
+
+
+def test_settings_reach_the_runtime() -> None:
+    options = make_session(
+        sample(), threads=1, config={"session.x64quantprecision": "1"}
+    ).get_session_options()
+    assert options.intra_op_num_threads == 1
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert options.get_session_config_entry("session.x64quantprecision") == "1"
+
+
+def test_the_optimized_graph_is_the_one_that_runs() -> None:
+    session, graph = session_and_optimized(sample(TensorProto.INT8), threads=1)
+    assert [n.op_type for n in sample().graph.node] == ["Cast", "MatMul", "Relu", "Identity"]
+    assert "Cast" not in [n.op_type for n in graph.graph.node]
+    assert storage_bytes(graph)["float32"] == W.size * 4
+    np.testing.assert_array_equal(
+        make_session(graph, threads=1).run(None, {"x": X})[0], session.run(None, {"x": X})[0]
+    )
+
+
+def test_an_optimized_graph_with_much_data_is_read_from_two_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    inline = optimized_model(sample(), threads=1)
+    monkeypatch.setattr("onnxq.model.session.APART", 1000)
+    apart = optimized_model(sample(), threads=1)
+    assert storage_bytes(apart) == storage_bytes(inline)
+    assert all(t.data_location != TensorProto.EXTERNAL for t in apart.graph.initializer)
+
+
+def test_the_model_is_not_changed() -> None:
+    model = sample()
+    make_session(model, extra_outputs=["h"])
+    optimized_model(model)
+    assert model == sample()
