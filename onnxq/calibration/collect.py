@@ -1,0 +1,92 @@
+"""Run the float graph over calibration samples and gather statistics of its tensors, one batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from onnxq.calibration.statistics import Needs, TensorStatistics
+from onnxq.data import Batch, Dataset
+from onnxq.errors import DataError
+from onnxq.measure.compare import run
+from onnxq.model.session import make_session
+from onnxq.pipeline import Context
+from onnxq.program import Program
+
+ACTIVATION_BYTES = 16 << 20
+LARGEST_BATCH = 32
+
+
+def collect(
+    program: Program, ctx: Context, needs: Mapping[str, Needs], label: str
+) -> dict[str, TensorStatistics]:
+    """Statistics of the named tensors over the context's samples.
+
+    Memory holds the activations of one batch, at most about 16 MB unless a single sample
+    has more, and the statistics.
+
+    Raises:
+        DataError: there is no data, or a tensor holds NaN or infinity.
+        ModelError: the model cannot be run on the data.
+    """
+    statistics = {name: TensorStatistics(name, need) for name, need in needs.items()}
+    for _, values in activations(program, ctx, list(needs), ctx.samples, label):
+        for name, statistic in statistics.items():
+            statistic.update(values[name])
+    return statistics
+
+
+def activations(
+    program: Program, ctx: Context, names: Sequence[str], samples: int, label: str
+) -> Iterator[tuple[Batch, dict[str, NDArray[Any]]]]:
+    """Values of the named tensors of the float graph, batch by batch.
+
+    Args:
+        program: its graph is still float.
+        ctx: its data are read.
+        names: of inputs and inner tensors.
+        samples: how many to run, spread evenly over the data where their number is known.
+        label: for the progress.
+
+    Yields:
+        A batch, and the values by tensor name.
+
+    Raises:
+        DataError: there is no data.
+        ModelError: the model cannot be run on the data.
+    """
+    if ctx.data is None:
+        raise DataError("there is no calibration data; give some with --calib")
+    fed = {t.name for t in program.graph.inputs}
+    inner = [name for name in names if name not in fed]
+    session = make_session(
+        program.to_model(),
+        threads=ctx.threads,
+        provider=ctx.provider,
+        extra_outputs=_unexposed(program, inner),
+    )
+    total = ctx.data.count()
+    expected = min(total, samples) if total is not None else None
+    done = 0
+    for batch in _batches(ctx.data, samples, session, inner):
+        yield batch, {**batch.feeds, **run(session, batch.feeds, inner)}
+        done += batch.size
+        ctx.progress(label, done, expected)
+
+
+def _unexposed(program: Program, names: list[str]) -> list[str]:
+    outputs = {t.name for t in program.graph.outputs}
+    return [name for name in names if name not in outputs]
+
+
+def _batches(data: Dataset, samples: int, session: ort.InferenceSession, names: list[str]) -> Iterator[Batch]:
+    """Batches of as many samples as keep the tensors within ACTIVATION_BYTES, judged by the first sample."""
+    first = next(data.batches(1, 1), None)
+    if first is None:
+        raise DataError(f"{data.source} has no samples")
+    held = sum(v.nbytes for v in run(session, first.feeds, names).values())
+    size = max(1, min(LARGEST_BATCH, first.size * ACTIVATION_BYTES // max(held, 1)))
+    return data.batches(size, samples)

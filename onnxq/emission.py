@@ -1,0 +1,293 @@
+"""Where codes and floats meet: QuantizeLinear and DequantizeLinear at the borders of units, shared by the emission passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnxq.affine import QuantParams, quantize
+from onnxq.graph import Names, constant, float_values, is_constant, present, producer, remove_node, set_input
+from onnxq.program import Program, Unit
+from onnxq.scheme import QuantScheme
+from onnxq.target import RELU
+
+FLOAT = np.dtype(np.float32)
+
+
+def storage(scheme: QuantScheme) -> np.dtype[np.integer]:
+    """Type of a code as the kernels read it."""
+    return np.dtype(np.int8 if scheme.signed else np.uint8)
+
+
+class Borders:
+    """Codes and dequantized values of the tensors of a plan, made when first asked for.
+
+    A tensor that is held as codes keeps its name for the dequantized value, so float readers, graph outputs and control-flow
+    bodies read it without being touched. A tensor that is only needed as codes keeps its name for the float value.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.graph = program.graph
+        self.names = Names(program.graph)
+        self.tensors: dict[str, gs.Tensor] = program.graph.tensors()
+        self._codes: dict[str, gs.Variable] = {}
+        self._values: dict[str, gs.Tensor] = {}
+        self._grids: dict[str, tuple[gs.Constant, gs.Constant]] = {}
+        self._weights: dict[str, tuple[gs.Constant, gs.Constant, gs.Constant]] = {}
+
+    def grid(self, tensor: str) -> tuple[gs.Constant, gs.Constant]:
+        """Scale () float32 and zero point () of an activation, one pair of initializers for each group."""
+        group = self.program.plan[tensor].group
+        if group not in self._grids:
+            params = self.program.params(tensor)
+            self._grids[group] = (
+                constant(self.names, f"{group}_scale", params.scale),
+                constant(self.names, f"{group}_zero_point", params.zero_point.astype(storage(params.scheme))),
+            )
+        return self._grids[group]
+
+    def weight(self, tensor: str) -> tuple[gs.Constant, gs.Constant, gs.Constant]:
+        """Codes, scale and explicit zero point of a weight, one set of initializers for all units that share it."""
+        codes = self.program.plan[tensor].codes
+        assert codes is not None
+        if tensor not in self._weights:
+            self._weights[tensor] = weight_constants(self.names, tensor, self.program.params(tensor), codes)
+        return self._weights[tensor]
+
+    def bias(self, unit: Unit) -> gs.Constant | None:
+        """The unit's bias (C,) as int32 codes at input scale times weight scale, None when it has none."""
+        if unit.bias is None:
+            return None
+        values = float_values(self.tensors[unit.bias])
+        assert values is not None
+        codes = bias_codes(values, bias_params(unit, self.program))
+        return constant(self.names, f"{unit.bias}_quantized", codes)
+
+    def codes(self, tensor: str) -> gs.Variable:
+        """Codes of a tensor; a QuantizeLinear after the float tensor when nobody holds them."""
+        if tensor not in self._codes:
+            self.append(
+                "QuantizeLinear",
+                tensor,
+                [self.tensors[tensor], *self.grid(tensor)],
+                [self._new_codes(tensor)],
+            )
+        return self._codes[tensor]
+
+    def values(self, tensor: str) -> gs.Tensor:
+        """Dequantized values of a tensor."""
+        if tensor not in self._values:
+            codes = self.codes(tensor)
+            floats = gs.Variable(self.names.fresh(f"{tensor}_dequantized"), FLOAT, self.tensors[tensor].shape)
+            self.append("DequantizeLinear", tensor, [codes, *self.grid(tensor)], [floats])
+            self._values[tensor] = floats
+        return self._values[tensor]
+
+    def vector_values(self, tensor: str, channels: int, axis: int) -> gs.Tensor:
+        """Values of a tensor held as codes, dequantized along an axis with equal scales.
+
+        The numbers are the same as `values`; onnxruntime quantizes the weights of a float layer behind a per-tensor
+        DequantizeLinear by itself, and leaves it alone behind this one.
+        """
+        scale, zero = (np.full(channels, t.values, t.values.dtype) for t in self.grid(tensor))
+        grid = [
+            constant(self.names, f"{tensor}_{n}", v) for n, v in (("scales", scale), ("zero_points", zero))
+        ]
+        floats = gs.Variable(self.names.fresh(f"{tensor}_dequantized"), FLOAT, self.tensors[tensor].shape)
+        node = self.append("DequantizeLinear", tensor, [self.codes(tensor), *grid], [floats])
+        node.attrs["axis"] = axis
+        return floats
+
+    def is_held(self, tensor: str) -> bool:
+        """Whether only codes of the tensor are written, so far."""
+        return self._values.get(tensor) is not None and self._values[tensor] is self.tensors[tensor]
+
+    def hold(self, tensor: str) -> gs.Variable:
+        """Codes for a kernel to write; from here on the tensor's own name is their dequantized value."""
+        floats = self.tensors[tensor]
+        floats.inputs.clear()
+        codes = self._new_codes(tensor)
+        self.append("DequantizeLinear", tensor, [codes, *self.grid(tensor)], [floats])
+        self._values[tensor] = floats
+        return codes
+
+    def quantize_output(self, tensor: str) -> gs.Variable:
+        """A float32 variable for a kernel to write, quantized and dequantized again into the tensor."""
+        raw = gs.Variable(self.names.fresh(f"{tensor}_float"), FLOAT, self.tensors[tensor].shape)
+        codes = self.hold(tensor)
+        self.append("QuantizeLinear", tensor, [raw, *self.grid(tensor)], [codes])
+        return raw
+
+    def append(
+        self, op: str, name: str, inputs: list[gs.Tensor], outputs: list[gs.Tensor], domain: str = ""
+    ) -> gs.Node:
+        """A new node named after a tensor or node."""
+        node = gs.Node(op, self.names.fresh(f"{name}_{op}"), inputs=inputs, outputs=outputs, domain=domain)
+        self.graph.nodes.append(node)
+        return node
+
+    def finish(self) -> None:
+        """Drop conversions that nobody reads and restore the order of nodes."""
+        self.graph.cleanup(remove_unused_graph_inputs=False).toposort()
+
+    def _new_codes(self, tensor: str) -> gs.Variable:
+        scheme = self.program.plan[tensor].scheme
+        shape = self.tensors[tensor].shape
+        self._codes[tensor] = gs.Variable(self.names.fresh(f"{tensor}_quantized"), storage(scheme), shape)
+        return self._codes[tensor]
+
+
+def bias_params(unit: Unit, program: Program) -> NDArray[np.float32]:
+    """Scale of the int32 bias: input scale times weight scale, () or (C,)."""
+    assert unit.weight is not None
+    product = program.params(unit.inputs[0]).scale * program.params(unit.weight).scale
+    return np.asarray(product, np.float32)
+
+
+def bias_codes(bias: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.int32]:
+    """The bias (C,) as int32 codes, saturated."""
+    info = np.iinfo(np.int32)
+    codes = np.rint(np.divide(bias.ravel(), scale, dtype=np.float64))
+    return np.clip(codes, info.min, info.max).astype(np.int32)
+
+
+def weight_constants(
+    names: Names, tensor: str, params: QuantParams, codes: NDArray[np.integer]
+) -> tuple[gs.Constant, gs.Constant, gs.Constant]:
+    """Codes, scale and explicit zero point of a weight as initializers."""
+    kind = storage(params.scheme)
+    return (
+        constant(names, f"{tensor}_quantized", codes.astype(kind)),
+        constant(names, f"{tensor}_scale", params.scale),
+        constant(names, f"{tensor}_zero_point", params.zero_point.astype(kind)),
+    )
+
+
+def activation(unit: Unit, nodes: Mapping[str, gs.Node]) -> gs.Node | None:
+    """The Relu or Clip that the unit absorbs, None when it absorbs none."""
+    last = nodes[unit.nodes[-1]]
+    return last if len(unit.nodes) > 1 and last.op in RELU else None
+
+
+def code_bounds(node: gs.Node, params: QuantParams) -> tuple[int, int]:
+    """Smallest and largest code that a Relu or Clip by constants lets through.
+
+    Rounding keeps order, so clipping codes at the codes of the bounds gives the codes of the clipped values.
+    """
+    bounds = [params.scheme.qmin, params.scheme.qmax]
+    limits = [present(node, 1), present(node, 2)]
+    for end, limit in enumerate(limits):
+        values = None if limit is None else float_values(limit)
+        if values is not None:
+            bounds[end] = int(quantize(values.ravel()[0], params))
+    if node.op == "Relu":
+        bounds[0] = int(quantize(np.zeros((), np.float32), params))
+    return bounds[0], bounds[1]
+
+
+def is_saturation(node: gs.Node, params: QuantParams) -> bool:
+    """Whether a Relu or Clip does no more than codes do by themselves: it lets every code through."""
+    return code_bounds(node, params) == (params.scheme.qmin, params.scheme.qmax)
+
+
+def move_codes(borders: Borders, unit: Unit, node: gs.Node) -> None:
+    """Let a node that only moves values work on codes; zero padding becomes the zero point."""
+    codes = borders.codes(unit.inputs[0])
+    outputs = [borders.hold(t) for t in unit.outputs]
+    node.inputs[0] = codes
+    node.outputs = outputs
+    if node.op == "Pad" and node.attrs.get("mode", "constant") == "constant":
+        zero = borders.grid(unit.inputs[0])[1]
+        set_input(node, 2, zero)
+
+
+def look_up_codes(borders: Borders, unit: Unit, node: gs.Node) -> None:
+    """Let an embedding lookup gather codes, which are dequantized afterwards: a whole table never is."""
+    assert unit.weight is not None
+    codes = borders.program.plan[unit.weight].codes
+    assert codes is not None
+    node.inputs[0] = constant(borders.names, f"{unit.weight}_quantized", codes)
+    node.outputs = [borders.hold(unit.output)]
+
+
+def drop_unit_dilations(node: gs.Node) -> None:
+    """Take dilations of 1 off an AveragePool: its integer kernel has no such attribute, and onnxruntime hands it on."""
+    if node.op == "AveragePool" and all(d == 1 for d in node.attrs.get("dilations", ())):
+        node.attrs.pop("dilations", None)
+
+
+def surround(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node]) -> None:
+    """Write a unit as its float nodes between DequantizeLinear and QuantizeLinear."""
+    node = nodes[unit.name]
+    for index, tensor in enumerate(node.inputs):
+        if tensor.name in unit.inputs:
+            node.inputs[index] = borders.values(tensor.name)
+    drop_unit_dilations(node)
+    if unit.weight is not None:
+        _dequantize_weight(borders, unit, nodes)
+    if unit.output not in borders.program.plan:
+        return
+    last, after = nodes[unit.nodes[-1]], activation(unit, nodes)
+    if after is not None and is_saturation(after, borders.program.params(unit.output)):
+        remove_node(borders.graph, after)
+        last = nodes[unit.nodes[-2]]
+    last.outputs = [borders.quantize_output(unit.output)]
+
+
+def _dequantize_weight(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node]) -> None:
+    node, weight = nodes[unit.name], unit.weight
+    assert weight is not None
+    floats = gs.Variable(borders.names.fresh(f"{weight}_dequantized"), FLOAT, node.inputs[1].shape)
+    dequantize = borders.append("DequantizeLinear", weight, list(borders.weight(weight)), [floats])
+    axis = borders.program.params(weight).axis
+    if axis is not None:
+        dequantize.attrs["axis"] = axis
+    node.inputs[1] = floats
+    codes = borders.bias(unit)
+    if codes is None:
+        return
+    holder = nodes[unit.nodes[1]] if unit.kind == "MatMul" else node
+    place = next(i for i, t in enumerate(holder.inputs) if t.name == unit.bias)
+    holder.inputs[place] = _dequantized_bias(borders, unit, codes)
+
+
+def _dequantized_bias(borders: Borders, unit: Unit, codes: gs.Constant) -> gs.Variable:
+    assert unit.bias is not None
+    scale = bias_params(unit, borders.program)
+    factor = constant(borders.names, f"{unit.bias}_scale", scale)
+    floats = gs.Variable(borders.names.fresh(f"{unit.bias}_dequantized"), FLOAT, codes.shape)
+    dequantize = borders.append("DequantizeLinear", unit.bias, [codes, factor], [floats])
+    if scale.ndim:
+        dequantize.attrs["axis"] = 0
+    return floats
+
+
+def guard_floats(borders: Borders) -> None:
+    """Let layers that are to stay float read codes in a way that onnxruntime does not quantize them for."""
+    inside = {name for unit in borders.program.units.values() for name in unit.nodes}
+    for node in list(borders.graph.nodes):
+        if node.name in inside or node.op not in INPUT_CHANNELS or not borders.is_held(node.inputs[0].name):
+            continue
+        weight = node.inputs[1]
+        if _is_fixed(weight) and weight.shape is not None and not node.attrs.get("transA", 0):
+            channels, axis = INPUT_CHANNELS[node.op](node, weight.shape)
+            node.inputs[0] = borders.vector_values(node.inputs[0].name, channels, axis)
+
+
+def _is_fixed(tensor: gs.Tensor) -> bool:
+    """Whether the tensor is an initializer or computed from initializers alone, which the runtime does once."""
+    made = producer(tensor)
+    return is_constant(tensor) or (made is not None and all(_is_fixed(t) for t in made.inputs))
+
+
+# Channels of the input and their axis, from the node and the shape of its weights.
+INPUT_CHANNELS: dict[str, Callable[[gs.Node, Sequence[int]], tuple[int, int]]] = {
+    "Conv": lambda node, shape: (shape[1] * node.attrs.get("group", 1), 1),
+    "ConvTranspose": lambda node, shape: (shape[0], 1),
+    "Gemm": lambda node, shape: (shape[1 if node.attrs.get("transB", 0) else 0], 1),
+    "MatMul": lambda node, shape: (shape[-2] if len(shape) > 1 else shape[0], -1),
+}

@@ -1,0 +1,133 @@
+"""Metrics of a model on labelled data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+
+from onnxq.data import Dataset, load_function
+from onnxq.errors import DataError, OnnxqError, unknown
+from onnxq.measure.compare import run
+
+Array = NDArray[Any]
+Metric = Callable[[dict[str, Array], Array | None], float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A metric's value and the number of samples behind it."""
+
+    metric: str
+    value: float
+    samples: int
+
+
+def _scores(outputs: dict[str, Array], labels: Array | None, metric: str) -> tuple[Array, Array]:
+    scores = next(iter(outputs.values()))
+    if labels is None:
+        raise DataError(f"metric {metric!r} needs labels; the data has no array 'label'")
+    if scores.ndim < 2 or labels.shape != (scores.shape[0], *scores.shape[2:]):
+        raise DataError(
+            f"metric {metric!r} needs one class label per sample; outputs are {scores.shape}, labels {labels.shape}"
+        )
+    return scores, labels.astype(np.int64)
+
+
+def top1(outputs: dict[str, Array], labels: Array | None) -> float:
+    """Share of samples whose largest score (first output, axis 1) is the label's."""
+    scores, classes = _scores(outputs, labels, "top1")
+    return float((scores.argmax(axis=1) == classes).mean())
+
+
+def top5(outputs: dict[str, Array], labels: Array | None) -> float:
+    """Share of samples whose label is among the five largest scores."""
+    scores, classes = _scores(outputs, labels, "top5")
+    count = min(5, scores.shape[1])
+    best = np.argpartition(-scores, count - 1, axis=1)[:, :count]
+    return float((best == classes[:, None]).any(axis=1).mean())
+
+
+def cross_entropy(outputs: dict[str, Array], labels: Array | None) -> float:
+    """Mean negative log-likelihood of the label, in nats; rows that are probabilities are taken as such, others as logits."""
+    scores, classes = _scores(outputs, labels, "cross-entropy")
+    values = scores.astype(np.float64)
+    sums = values.sum(axis=1)
+    if values.min() >= 0.0 and np.allclose(sums, 1.0, atol=1e-3):
+        logs = np.log(np.maximum(values, np.finfo(np.float32).tiny))
+    else:
+        logs = log_softmax(values, axis=1)
+    return float(-np.take_along_axis(logs, classes[:, None], axis=1).mean())
+
+
+def mse(outputs: dict[str, Array], labels: Array | None) -> float:
+    """Mean squared difference of the first output and the labels."""
+    values = next(iter(outputs.values()))
+    if labels is None or labels.size != values.size:
+        found = "none" if labels is None else str(labels.shape)
+        raise DataError(
+            f"metric 'mse' needs labels in the shape of the output {values.shape}; there are {found}"
+        )
+    return float(np.mean((values.astype(np.float64) - labels.reshape(values.shape)) ** 2))
+
+
+METRICS: dict[str, Metric] = {"top1": top1, "top5": top5, "cross-entropy": cross_entropy, "mse": mse}
+
+
+def find_metric(name: str) -> Metric:
+    """A built-in metric, or the function that FILE.py:FUNCTION or package.module:FUNCTION names.
+
+    Raises:
+        UsageError: there is no such metric.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    if ":" not in name:
+        raise unknown("metric", name, [*METRICS, "FILE.py:FUNCTION"])
+    return load_function(name, "metric")
+
+
+def evaluate_session(
+    session: ort.InferenceSession,
+    data: Dataset,
+    metric: str,
+    *,
+    limit: int | None = None,
+    batch: int = 32,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Evaluation:
+    """Run the model over the data and measure it. Outputs of all samples are kept, inputs are not.
+
+    Raises:
+        UsageError: there is no such metric.
+        ModelError: the model cannot be run.
+        DataError: the data does not fit the model or the metric.
+        OnnxqError: a user's metric function failed or returned no number.
+    """
+    measure = find_metric(metric)
+    parts: dict[str, list[Array]] = {}
+    labels: list[Array] = []
+    samples = 0
+    for part in data.batches(batch, limit):
+        for name, value in run(session, part.feeds).items():
+            parts.setdefault(name, []).append(value)
+        if part.labels is not None:
+            labels.append(part.labels)
+        samples += part.size
+        progress(samples)
+    outputs = {
+        name: np.concatenate(values) if np.ndim(values[0]) else np.stack(values)
+        for name, values in parts.items()
+    }
+    everything = np.concatenate(labels) if labels else None
+    if metric in METRICS:
+        return Evaluation(metric, measure(outputs, everything), samples)
+    try:
+        return Evaluation(metric, float(measure(outputs, everything)), samples)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+        raise OnnxqError(f"metric {metric!r} failed: {type(error).__name__}: {error}") from error

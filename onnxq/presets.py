@@ -1,0 +1,40 @@
+"""Presets: names for pipeline text."""
+
+from __future__ import annotations
+
+from onnxq.errors import UsageError, unknown
+
+GRAPH = "fold-constants fold-batchnorm fold-pad"
+STATIC = "annotate calibrate choose-ranges quantize-weights correct-bias pad-channels"
+
+PRESETS = {
+    "int8": f"{GRAPH} flatten-matmul keep-stem {STATIC} emit-qdq",
+    "int8-dynamic": f"{GRAPH} quantize-dynamic store-weights",
+}
+WITHOUT_DATA = {"int8": "int8-dynamic"}
+EMITTERS = {"qdq": "emit-qdq", "integer": "emit-integer"}
+
+
+def preset_pipeline(name: str, form: str | None = None, *, data: bool = True) -> str:
+    """Pipeline text of a preset.
+
+    Args:
+        form: `qdq` or `integer`; None for the preset's own.
+        data: whether there are calibration samples; without them the preset's counterpart that needs none is taken.
+
+    Raises:
+        UsageError: there is no preset or form of that name, or the preset has one form only.
+    """
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    if form is not None and form not in EMITTERS:
+        raise unknown("format", form, EMITTERS)
+    chosen = name if data else WITHOUT_DATA.get(name, name)
+    text = PRESETS[chosen]
+    if form is None:
+        return text
+    if "emit-" not in text:
+        raise UsageError(
+            f"preset {chosen!r} has one format only; leave --format out or give calibration data"
+        )
+    return text.replace("emit-qdq", EMITTERS[form])

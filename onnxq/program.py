@@ -1,0 +1,132 @@
+"""The state that passes work on: a graph, a quantization plan, and what is known about the activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnxq.affine import QuantParams
+from onnxq.calibration.statistics import TensorStatistics
+from onnxq.model.surgeon import to_graph, to_model
+from onnxq.scheme import QuantScheme
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One quantized kernel in the making: a main node and the nodes that the runtime absorbs into it.
+
+    Attributes:
+        kind: op of the main node; the target's rule of that name says how it runs.
+        nodes: names of the main node, then of an absorbed bias Add and an absorbed activation, in order.
+        inputs: activation tensors that the unit reads as codes.
+        outputs: tensors after the last absorbed node; only a Split has more than one.
+        weight: initializer holding the weights, if any.
+        bias: initializer holding the bias, if any.
+        channel_axis: output-channel axis of the weight.
+        float_output: the kernel may write float32, so its output needs no codes.
+        is_layout: the node only moves codes.
+    """
+
+    kind: str
+    nodes: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    weight: str | None = None
+    bias: str | None = None
+    channel_axis: int = 0
+    float_output: bool = False
+    is_layout: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the main node."""
+        return self.nodes[0]
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the unit looks codes up in a table."""
+        return self.weight is not None and not self.inputs
+
+    @property
+    def moves_codes(self) -> bool:
+        """Whether the unit only moves or looks up codes, so that it needs no integer kernel of its own."""
+        return self.is_layout or self.is_table
+
+    @property
+    def output(self) -> str:
+        """The first output."""
+        return self.outputs[0]
+
+
+@dataclass(frozen=True, eq=False)
+class QuantDecision:
+    """What becomes of one tensor.
+
+    Attributes:
+        scheme: the grid it is to have.
+        group: tensors of one group share their parameters; the group is named after its first tensor.
+        is_weight: whether the tensor is an initializer that gets codes.
+        axis: channel axis of a weight.
+        params: scale and zero point, None until a pass has chosen them.
+        codes: quantized weights, int8 or uint8 in the weight's shape; None for activations.
+    """
+
+    scheme: QuantScheme
+    group: str
+    is_weight: bool = False
+    axis: int | None = None
+    params: QuantParams | None = None
+    codes: NDArray[np.integer[Any]] | None = None
+
+
+@dataclass
+class Program:
+    """A model on its way through the pipeline.
+
+    Attributes:
+        graph: the graphsurgeon graph; passes change it in place.
+        source: the prepared model that the graph came from (its weights, metadata, opset imports).
+        plan: decision of each tensor that gets codes; a tensor that stays float is absent.
+        units: the quantized kernels, by the name of their main node.
+        floats: reason of each node that stays float, by node name; a pass may write one before annotate runs to keep a node out.
+        stored: nodes whose weights are stored as codes but computed in float, by node name, with the reason.
+        statistics: of activations, filled by calibration; a pass that gathers its own puts its name and a slash before the tensor's.
+    """
+
+    graph: gs.Graph
+    source: onnx.ModelProto
+    plan: dict[str, QuantDecision] = field(default_factory=dict)
+    units: dict[str, Unit] = field(default_factory=dict)
+    floats: dict[str, str] = field(default_factory=dict)
+    stored: dict[str, str] = field(default_factory=dict)
+    statistics: dict[str, TensorStatistics] = field(default_factory=dict)
+
+    @classmethod
+    def from_model(cls, model: onnx.ModelProto) -> Program:
+        """A program without a plan. The model should have passed `onnxq.model.prepare`.
+
+        Raises:
+            ModelError: graphsurgeon cannot represent the model.
+        """
+        return cls(to_graph(model), model)
+
+    def to_model(self) -> onnx.ModelProto:
+        """The graph as a model, with the metadata of the source."""
+        return to_model(self.graph, self.source)
+
+    def params(self, tensor: str) -> QuantParams:
+        """Chosen parameters of a tensor of the plan.
+
+        Raises:
+            KeyError: the tensor is not in the plan.
+            ValueError: no pass has chosen its parameters.
+        """
+        chosen = self.plan[tensor].params
+        if chosen is None:
+            raise ValueError(f"the plan holds no scale for tensor {tensor!r}; a range pass must run first")
+        return chosen

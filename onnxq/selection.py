@@ -1,0 +1,75 @@
+"""Which nodes passes may touch, and the reasons of those that stay float."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from fnmatch import fnmatchcase
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxq.errors import UsageError, unknown
+from onnxq.graph import all_nodes, float_values
+from onnxq.program import Program
+
+
+def skipped_nodes(graph: gs.Graph, patterns: Collection[str]) -> dict[str, str]:
+    """Reason of each node that a pattern names.
+
+    Args:
+        patterns: node names, in which * and ? match as in file names, or op types.
+
+    Raises:
+        UsageError: a pattern matches no node.
+    """
+    reasons: dict[str, str] = {}
+    for pattern in patterns:
+        hits = [n for n in graph.nodes if fnmatchcase(n.name, pattern) or n.op == pattern]
+        if not hits:
+            known = {n.name for n in graph.nodes} | {n.op for n in graph.nodes}
+            error = unknown("node", pattern, known)
+            hint = str(error).split("; ", 1)[1].split("? ", 1)[0]
+            near = f"; {hint}?" if hint.startswith("did you mean") else ""
+            raise UsageError(f"skip pattern {pattern!r} matches no node name and no op type{near}")
+        reasons |= {n.name: f"skipped by pattern {pattern!r}" for n in hits}
+    return reasons
+
+
+def inside_bodies(graph: gs.Graph, ops: Collection[str]) -> dict[str, str]:
+    """Reason of each node of these ops inside a body of a control-flow node, where everything stays float."""
+    inner = {
+        node.name: owner
+        for owner in graph.nodes
+        for body in owner.subgraphs()
+        for node in all_nodes(body)
+        if node.op in ops
+    }
+    return {name: f"inside a body of {owner.op} node {owner.name!r}" for name, owner in inner.items()}
+
+
+def is_standard(node: gs.Node) -> bool:
+    """Whether the node's op is one of ONNX's own."""
+    return node.domain in (None, "", "ai.onnx")
+
+
+def writes_float32(node: gs.Node) -> bool:
+    """Whether an output of the node is known to be float32."""
+    return any(t.dtype == np.float32 for t in node.outputs)
+
+
+def added_vector(node: gs.Node, data: gs.Tensor, size: int) -> gs.Tensor | None:
+    """The other operand of an Add to `data` when it is a constant bias vector, float32 (size,)."""
+    if node.op != "Add":
+        return None
+    other = node.inputs[1] if node.inputs[0] is data else node.inputs[0]
+    values = float_values(other)
+    return other if values is not None and values.shape == (size,) else None
+
+
+def note_floats(program: Program, reason: Callable[[gs.Node], str]) -> None:
+    """Give a reason to each node of the source model that writes float32 and has no other fate yet."""
+    source = {n.name for n in program.source.graph.node}
+    settled = {name for unit in program.units.values() for name in unit.nodes} | set(program.stored)
+    for node in program.graph.nodes:
+        if node.name in source and node.name not in settled and writes_float32(node):
+            program.floats.setdefault(node.name, reason(node))

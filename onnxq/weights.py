@@ -1,0 +1,78 @@
+"""Codes of weights: those that no kernel saturates, and those whose roundings cancel."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxq.affine import QuantParams, quantize
+from onnxq.quantizers import weight_params
+from onnxq.saturation import excess, peaks
+from onnxq.scheme import QuantScheme
+
+Codes = NDArray[np.integer[Any]]
+
+
+def quantized_weight(
+    values: NDArray[np.float32], kind: str, axis: int, scheme: QuantScheme, limit: int, method: str = "minmax"
+) -> tuple[QuantParams, Codes, int]:
+    """Scale and codes of a weight; see `safe_codes` for the arguments and the result.
+
+    Raises:
+        DataError: a weight is NaN or infinite.
+    """
+    params = weight_params(method, values, axis if scheme.granularity == "channel" else None, scheme)
+    return safe_codes(values, params, kind, axis, limit)
+
+
+def safe_codes(
+    values: NDArray[np.float32], params: QuantParams, kind: str, axis: int, limit: int
+) -> tuple[QuantParams, Codes, int]:
+    """Codes whose neighbours keep the pair limit, with the parameters that they belong to.
+
+    Args:
+        values: weights in the operator's layout.
+        params: their parameters, symmetric; channels over the limit get the least scale under it.
+        kind: Conv, Depthwise, Gemm or MatMul; see `onnxq.saturation.kernel_kind`.
+        axis: output-channel axis.
+        limit: largest sum of two neighbouring codes of one sign (`onnxq.saturation.pair_limit`); 0 for none.
+
+    Returns:
+        Parameters, codes in the shape of the values, and the number of channels that the limit changed.
+    """
+    codes = quantize(values, params)
+    over = excess(codes, kind, axis, limit) > 0 if limit else np.zeros(values.shape[axis], bool)
+    if not over.any():
+        return params, codes, 0
+    least = peaks(values, kind, axis) / np.float32(limit - 1)
+    wide = np.asarray(np.maximum(params.scale, least if params.scale.ndim else least.max()))
+    safe = replace(params, scale=np.where(over, wide, params.scale) if wide.ndim else wide)
+    return safe, quantize(values, safe), int(over.sum())
+
+
+def balanced_codes(values: NDArray[np.float32], params: QuantParams, along: tuple[int, ...]) -> Codes:
+    """Codes whose rounding errors cancel along axes that a layer sums over, so that what it makes of a mean is kept.
+
+    Each sum of errors is brought within half a step of 0 by rounding the values nearest to a tie the other way: of E, the sum,
+    the round(|E|) largest errors of its sign. A code differs from the nearest by 1 at most and zeros stay zeros. This is one step
+    of Guo et al., "SQuant: On-the-Fly Data-Free Quantization via Diagonal Hessian Approximation", arXiv 2202.07471.
+
+    Args:
+        values: weights, any shape.
+        params: their parameters, symmetric, with a range that clips none of them.
+        along: axes of the sums; the kernel's for convolutions with one, the inputs' for matrix products.
+    """
+    last = tuple(range(-len(along), 0))
+    scaled = np.moveaxis(values / params.broadcast(params.scale, values.ndim), along, last)
+    rows = scaled.reshape(-1, int(np.prod([values.shape[a] for a in along])))  # (sums, terms)
+    codes = np.rint(rows)
+    error = codes - rows
+    total = np.rint(error.sum(axis=1, dtype=np.float64))[:, None]
+    order = np.argsort(-np.sign(total) * error, axis=1, kind="stable")
+    codes -= np.sign(total) * (np.argsort(order, axis=1) < np.abs(total))
+    limit = params.scheme.qmax
+    clipped = np.clip(codes, -limit, limit).astype(np.int8).reshape(scaled.shape)
+    return np.ascontiguousarray(np.moveaxis(clipped, last, along))
