@@ -1,0 +1,54 @@
+"""Gather the statistics that the range methods and bias correction read, in one run over the calibration samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxq.calibration.collect import collect
+from onnxq.calibration.statistics import Needs
+from onnxq.errors import DataError
+from onnxq.pipeline import Context, Pass, PassResult
+from onnxq.program import Program
+from onnxq.quantizers import parse_quantizer
+
+
+@dataclass(frozen=True)
+class Calibrate(Pass):
+    """Run the calibration samples and gather statistics of the tensors in the plan.
+
+    Attributes:
+        ranges: range method to gather for; all but minmax need histograms.
+    """
+
+    name: ClassVar[str] = "calibrate"
+    ranges: str = "minmax"
+
+    def run(self, program: Program, ctx: Context) -> PassResult:
+        wanted = needs(program, parse_quantizer(self.ranges).needs.histogram)
+        missing = {name: need for name, need in wanted.items() if not _has(program, name, need)}
+        if missing and ctx.data is None and program.statistics:
+            raise DataError(
+                f"the calibration table lacks {next(iter(missing))!r}; it was saved with other options"
+            )
+        if missing:
+            program.statistics |= collect(program, ctx, missing, "calibrating")
+        return PassResult(len(missing))
+
+
+def _has(program: Program, name: str, need: Needs) -> bool:
+    return (
+        name in program.statistics
+        and (program.statistics[name].needs | need) == program.statistics[name].needs
+    )
+
+
+def needs(program: Program, histogram: bool) -> dict[str, Needs]:
+    """What to gather: the first tensor of each group (the others hold the same values), and channel means of layer inputs."""
+    activations = {d.group for d in program.plan.values() if not d.is_weight}
+    found = {group: Needs(histogram=histogram) for group in sorted(activations)}
+    for unit in program.units.values():
+        if unit.weight is not None and unit.inputs:
+            axis = 1 if unit.kind == "Conv" else -1
+            found[unit.inputs[0]] = found.get(unit.inputs[0], Needs()) | Needs(channels=axis)
+    return found

@@ -1,0 +1,80 @@
+"""Choose scale and zero point of every activation from its own statistics, with one of the range methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from onnxq.affine import QuantParams, affine_params
+from onnxq.errors import DataError
+from onnxq.graph import float_values
+from onnxq.pipeline import Context, Pass, PassResult
+from onnxq.program import Program, QuantDecision
+from onnxq.quantizers import RangeMethod, parse_quantizer, weight_params
+
+LARGEST_LOSS = 2.0  # a step may become this many times coarser for a cheaper Concat
+
+
+@dataclass(frozen=True)
+class ChooseRanges(Pass):
+    """Choose scales and zero points of activations, each tensor on its own.
+
+    Attributes:
+        ranges: minmax, percentile, mse, entropy or aciq.
+    """
+
+    name: ClassVar[str] = "choose-ranges"
+    ranges: str = "minmax"
+
+    def run(self, program: Program, ctx: Context) -> PassResult:
+        quantizer = parse_quantizer(self.ranges)
+        tensors = program.graph.tensors()
+        tables = {u.weight for u in program.units.values() if u.is_table}
+        chosen: dict[str, QuantParams] = {}
+        for tensor, decision in program.plan.items():
+            if decision.is_weight and tensor in tables:
+                values = float_values(tensors[tensor])
+                assert values is not None
+                chosen[decision.group] = weight_params("mse", values, None, decision.scheme)
+        for decision in program.plan.values():
+            if not decision.is_weight and decision.group not in chosen:
+                chosen[decision.group] = self._choose(program, quantizer, decision)
+        tied = _tie_concats(program, ctx, chosen)
+        for tensor, decision in program.plan.items():
+            if decision.group in chosen:
+                program.plan[tensor] = replace(decision, params=chosen[decision.group])
+        ranges = {group: [float(p.low), float(p.high)] for group, p in chosen.items()}
+        return PassResult(len(chosen), facts={"ranges": ranges, "tied": tied})
+
+    def _choose(self, program: Program, quantizer: RangeMethod, decision: QuantDecision) -> QuantParams:
+        statistics = program.statistics.get(decision.group)
+        if statistics is None:
+            raise DataError(
+                f"tensor {decision.group!r} has no statistics; the pass calibrate must run before"
+            )
+        if quantizer.needs.histogram and statistics.histogram is None:
+            raise DataError(f"ranges {self.ranges!r} need histograms; write calibrate:ranges={self.ranges}")
+        return quantizer(statistics, decision.scheme)
+
+
+def _tie_concats(program: Program, ctx: Context, chosen: dict[str, QuantParams]) -> int:
+    """Give the inputs of a Concat one grid with its output where that costs none of them more than a bit; the kernel then copies.
+
+    Returns:
+        The number of groups whose grid became another one's.
+    """
+    tied = 0
+    for unit in program.units.values():
+        if not ctx.target.rules[unit.kind].copies_equal:
+            continue
+        groups = list(dict.fromkeys(program.plan[t].group for t in (*unit.inputs, *unit.outputs)))
+        low, high = (
+            float(f(getattr(chosen[g], end) for g in groups)) for f, end in ((min, "low"), (max, "high"))
+        )
+        shared = affine_params(low, high, program.plan[unit.output].scheme)
+        if float(shared.low) < 0 and any(float(chosen[g].low) >= 0 for g in groups):
+            continue  # a Relu vanishes into its kernel only where the zero point is the smallest code
+        if all(float(chosen[g].scale) * LARGEST_LOSS >= float(shared.scale) for g in groups):
+            tied += sum(float(chosen[g].scale) != float(shared.scale) for g in groups)
+            chosen.update(dict.fromkeys(groups, shared))
+    return tied

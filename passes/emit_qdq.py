@@ -1,0 +1,36 @@
+"""Write the plan into the graph as QuantizeLinear and DequantizeLinear around the float nodes (the QDQ form).
+
+Runtimes match DequantizeLinear -> node -> QuantizeLinear and run it as one integer kernel. What onnxruntime needs for that is in
+`onnxq.emission`: an explicit zero point on every weight, an int32 bias whose scale is input scale times weight scale, and
+nodes that only move values working on the codes themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxq.emission import Borders, guard_floats, look_up_codes, move_codes, surround
+from onnxq.pipeline import Context, Pass, PassResult
+from onnxq.program import Program
+
+
+@dataclass(frozen=True)
+class EmitQDQ(Pass):
+    """Write the plan as QuantizeLinear/DequantizeLinear pairs, which runtimes fuse into integer kernels."""
+
+    name: ClassVar[str] = "emit-qdq"
+
+    def run(self, program: Program, ctx: Context) -> PassResult:
+        borders = Borders(program)
+        nodes = {n.name: n for n in program.graph.nodes}
+        for unit in program.units.values():
+            if unit.is_layout:
+                move_codes(borders, unit, nodes[unit.name])
+            elif ctx.target.rules[unit.kind].role == "table":
+                look_up_codes(borders, unit, nodes[unit.name])
+            else:
+                surround(borders, unit, nodes)
+        guard_floats(borders)
+        borders.finish()
+        return PassResult(len(program.units))

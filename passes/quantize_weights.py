@@ -1,0 +1,87 @@
+"""Turn weights into codes: a scale per tensor or channel, and codes that no kernel saturates.
+
+Two things may widen a channel's scale beyond what its weights ask for: neighbouring codes that would overflow 16 bits on machines
+without VNNI (`onnxq.saturation`), and a bias that would not fit into int32 at input scale times weight scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxq.affine import QuantParams, quantize
+from onnxq.graph import float_values
+from onnxq.pipeline import Context, Pass, PassResult
+from onnxq.program import Program, Unit
+from onnxq.quantizers import weight_params
+from onnxq.saturation import kernel_kind, pair_limit
+from onnxq.weights import safe_codes
+
+BIAS_CODES = 2.0**30  # half of int32, which leaves room for the products
+
+
+@dataclass(frozen=True)
+class QuantizeWeights(Pass):
+    """Choose scales and codes of weights.
+
+    Attributes:
+        method: minmax or mse.
+        saturation: `safe` keeps neighbouring codes within what 16 bits hold on machines without VNNI; `ignore` does not.
+    """
+
+    name: ClassVar[str] = "quantize-weights"
+    method: str = "minmax"
+    saturation: str = "safe"
+
+    def run(self, program: Program, ctx: Context) -> PassResult:
+        tensors: dict[str, gs.Tensor] = program.graph.tensors()
+        limit = pair_limit() if ctx.target.pair_limit and self.saturation == "safe" else 0
+        nodes = {n.name: n for n in program.graph.nodes}
+        touched = {}
+        readers: dict[str, list[Unit]] = {}
+        for unit in program.units.values():
+            if unit.weight is not None:
+                readers.setdefault(unit.weight, []).append(unit)
+        for weight, units in readers.items():
+            decision, values = program.plan[weight], float_values(tensors[weight])
+            assert values is not None
+            if decision.params is not None:  # a table, whose grid is that of the activation it becomes
+                program.plan[weight] = replace(decision, codes=quantize(values, decision.params))
+                continue
+            axis = decision.axis if decision.scheme.granularity == "channel" else None
+            params = weight_params(self.method, values, axis, decision.scheme)
+            params = _fit_bias(program, tensors, units, _revive(params))
+            kind = min(kernel_kind(nodes[u.name]) for u in units)  # Conv, the stricter, before Depthwise
+            params, codes, count = safe_codes(values, params, kind, units[0].channel_axis, limit)
+            program.plan[weight] = replace(decision, params=params, codes=codes)
+            if count:
+                touched[weight] = count
+        return PassResult(len(readers), facts={"saturating_channels": touched})
+
+
+def _revive(params: QuantParams) -> QuantParams:
+    """Give channels of zeros, whose scale is arbitrary, the smallest scale of the others, so that their bias keeps its resolution."""
+    if params.scale.ndim == 0:
+        return params
+    dead = params.scale == 1.0
+    if not dead.any() or dead.all():
+        return params
+    return replace(params, scale=np.where(dead, params.scale[~dead].min(), params.scale))
+
+
+def _fit_bias(
+    program: Program, tensors: dict[str, gs.Tensor], units: list[Unit], params: QuantParams
+) -> QuantParams:
+    """Widen scales so that each bias fits into int32 with room for the products."""
+    scale = params.scale
+    for unit in units:
+        bias = float_values(tensors[unit.bias]) if unit.bias is not None else None
+        decision = program.plan.get(unit.inputs[0])
+        if bias is None or decision is None or decision.params is None:
+            continue
+        least = np.abs(bias.ravel()).astype(np.float64) / (float(decision.params.scale) * BIAS_CODES)
+        scale = np.maximum(scale, least if scale.ndim else least.max(initial=0.0)).astype(np.float32)
+    return replace(params, scale=scale)

@@ -1,0 +1,175 @@
+"""Round quantized weights anew, each so that it makes up for the rounding of the others on the calibration samples.
+
+See `onnxq.rounding` for the method. E[x x^T] is taken over random patches of the float layers' inputs. A channel keeps the codes of
+least expected error at its output, E[((w - s q) x)^2], so none gets worse than rounded to nearest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnxq.affine import QuantParams
+from onnxq.calibration.collect import activations
+from onnxq.graph import float_values
+from onnxq.patches import input_patches
+from onnxq.pipeline import Context, Pass, PassResult
+from onnxq.program import Program, QuantDecision, Unit
+from onnxq.rounding import feed_back, output_error
+from onnxq.saturation import as_rows, from_rows, kernel_kind, pair_limit, partners
+
+MOMENT_BYTES = 256 << 20  # of the matrices held at once
+SHRINKS = (1.0,)  # scales to try, as parts of the one at hand
+
+Moment = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class _Site:
+    """A weight and its reader nodes: (groups, rows, K) in the kernel's order."""
+
+    weight: str
+    nodes: tuple[gs.Node, ...]
+    kind: str
+    axis: int
+    shape: tuple[int, int, int]
+
+    @property
+    def moment_bytes(self) -> int:
+        """Size of its matrices in float32."""
+        groups, _, size = self.shape
+        return 4 * groups * size * size
+
+
+@dataclass(frozen=True)
+class RoundWeights(Pass):
+    """Round weights with error feedback, so that the outputs of each layer stay close on the calibration samples.
+
+    Attributes:
+        largest: layers that reduce over more values than this are left; the work grows with the cube.
+        samples: calibration samples to look at.
+        patches: random inputs of each kernel from one sample.
+        saturation: `safe` keeps neighbouring codes within what 16 bits hold on machines without VNNI; `ignore` does not.
+    """
+
+    name: ClassVar[str] = "round-weights"
+    largest: int = 1152
+    samples: int = 128
+    patches: int = 16
+    saturation: str = "safe"
+
+    def run(self, program: Program, ctx: Context) -> PassResult:
+        sites, skipped = self._sites(program)
+        if ctx.data is None:
+            reason = "there are no calibration samples to round by"
+            return PassResult(0, skipped | {node.name: reason for site in sites for node in site.nodes})
+        limit = pair_limit() if ctx.target.pair_limit and self.saturation == "safe" else 0
+        tensors, gains = program.graph.tensors(), {}
+        for part in _parts(sites):
+            moments = self._moments(program, ctx, part)
+            for site in part:
+                values = float_values(tensors[site.weight])
+                assert values is not None
+                decision, gain = _rounded(program.plan[site.weight], site, values, moments[site.weight], limit)
+                program.plan[site.weight] = decision
+                gains[site.weight] = gain
+        return PassResult(len(sites), skipped, {"noise_db": gains})
+
+    def _sites(self, program: Program) -> tuple[list[_Site], dict[str, str]]:
+        """Weights to round, and the reasons of the nodes that are left."""
+        nodes = {n.name: n for n in program.graph.nodes}
+        readers: dict[str, list[Unit]] = {}
+        for unit in program.units.values():
+            if unit.weight is not None and unit.inputs:
+                readers.setdefault(unit.weight, []).append(unit)
+        sites, skipped = [], {}
+        for weight, units in readers.items():
+            users = tuple(nodes[u.name] for u in units)
+            site = _site(program, weight, units[0], users)
+            reason = site if isinstance(site, str) else self._too_large(site)
+            if reason is not None:
+                skipped |= dict.fromkeys((u.name for u in units), reason)
+            elif isinstance(site, _Site):
+                sites.append(site)
+        return sites, skipped
+
+    def _too_large(self, site: _Site) -> str | None:
+        size = site.shape[2]
+        return f"it reduces over {size} values, more than largest={self.largest}" if size > self.largest else None
+
+    def _moments(self, program: Program, ctx: Context, sites: Sequence[_Site]) -> dict[str, Moment]:
+        """E[x x^T] of each site's inputs, (groups, K, K), by weight."""
+        rng, sums = ctx.rng(), {s.weight: np.zeros((s.shape[0], s.shape[2], s.shape[2]), np.float32) for s in sites}
+        counts = dict.fromkeys(sums, 0)
+        names = list(dict.fromkeys(node.inputs[0].name for site in sites for node in site.nodes))
+        samples = min(self.samples, ctx.samples)
+        for _, values in activations(program, ctx, names, samples, "rounding"):
+            for site in sites:
+                for node in site.nodes:
+                    x = input_patches(node, values[node.inputs[0].name], rng, self.patches)
+                    sums[site.weight] += x.transpose(0, 2, 1) @ x
+                    counts[site.weight] += x.shape[1]
+        return {weight: total / np.float32(max(counts[weight], 1)) for weight, total in sums.items()}
+
+
+def _site(program: Program, weight: str, unit: Unit, nodes: tuple[gs.Node, ...]) -> _Site | str:
+    """The weight as rows, or why it is left."""
+    decision = program.plan[weight]
+    if decision.codes is None or decision.params is None:
+        return "its weights have no codes yet"
+    if decision.scheme.midpoint:
+        return f"its weights are {decision.scheme}, not symmetric about a zero point of 0"
+    groups = {node.attrs.get("group", 1) if node.op == "Conv" else 1 for node in nodes}
+    if len(groups) > 1:
+        return f"its weights {weight!r} are shared with a node of another kind"
+    group = groups.pop()
+    rows, size = as_rows(decision.codes, nodes[0].op, unit.channel_axis).shape
+    kind = min(kernel_kind(node) for node in nodes)  # Conv, the stricter, before Depthwise
+    return _Site(weight, nodes, kind, unit.channel_axis, (group, rows // group, size))
+
+
+def _parts(sites: Sequence[_Site]) -> Iterator[list[_Site]]:
+    """Sites whose matrices fit into MOMENT_BYTES together, at least one at a time."""
+    part: list[_Site] = []
+    for site in sites:
+        if part and sum(s.moment_bytes for s in (*part, site)) > MOMENT_BYTES:
+            yield part
+            part = []
+        part.append(site)
+    if part:
+        yield part
+
+
+def _rounded(
+    decision: QuantDecision, site: _Site, values: NDArray[np.float32], moment: Moment, limit: int
+) -> tuple[QuantDecision, float]:
+    """The decision with the best codes found, and by how many dB they lower the expected error."""
+    params, codes = decision.params, decision.codes
+    assert params is not None and codes is not None
+    rows = as_rows(values, site.kind, site.axis).reshape(site.shape).astype(np.float64)
+    nearest = as_rows(codes, site.kind, site.axis).reshape(site.shape).astype(np.float64)
+    scale = np.broadcast_to(params.scale.astype(np.float64), codes.shape[site.axis]).reshape(site.shape[:2])
+    largest = (1 << (decision.scheme.bits - 1)) - 1
+    beside = partners(codes.shape, site.kind, site.axis)
+    trials, steps = [nearest], [scale]
+    for shrink in SHRINKS:
+        steps.append((scale * shrink).astype(np.float32).astype(np.float64))
+        trials.append(feed_back(rows, steps[-1], moment, beside, limit, largest))
+    errors = np.stack([output_error(rows - t * s[:, :, None], moment) for t, s in zip(trials, steps, strict=True)])
+    if params.axis is None:  # one scale for all: that of the least sum, and of the two trials with the first one the better
+        errors[1] = np.where(errors[0] < errors[1], np.inf, errors[1])
+    best = errors.argmin(axis=0) if params.axis is not None else errors.argmin(axis=0)
+    index = best[None, :, :, None]
+    found = np.take_along_axis(np.stack(trials), index, 0)[0]
+    step = np.take_along_axis(np.stack(steps), best[None], 0)[0]
+    after, before = float(np.take_along_axis(errors, best[None], 0).sum()), float(errors[0].sum())
+    flat = found.reshape(-1, site.shape[2]).astype(codes.dtype)
+    new = from_rows(flat, codes.shape, site.kind, site.axis)
+    scales = params.scale if params.axis is None else step.ravel().astype(np.float32)
+    gain = 10.0 * np.log10(before / after) if after > 0 else 0.0
+    return replace(decision, params=replace(params, scale=scales), codes=new), float(gain)
