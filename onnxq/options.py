@@ -1,0 +1,125 @@
+"""The options and arguments of the commands. A help text says its default in parentheses where that matters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+SOURCES = (
+    "[bold]SRC[/bold] is a .npz file with arrays named as the model's inputs (leading axis = samples, "
+    "labels in 'label'), a .npy file, a directory of either, of images (sub-folders are classes) or of ONNX "
+    "test_data_set_*, or FILE.py:FUNCTION that yields feeds."
+)
+IMAGES_HELP = (
+    "How to read images, as NAME=VALUE with commas between: size=256, crop=224 or 224x192, scale=1/255, "
+    "mean=0.5|0.5|0.5, std=0.2, layout=nchw, color=rgb, resample=bilinear."
+)
+CPU = "CPUExecutionProvider"
+CALIBRATION, QUANTIZATION, RUNNING = "Calibration", "Quantization", "Running"
+
+
+def option(
+    text: str, *names: str, metavar: str = "", panel: str | None = None, least: float | None = None
+) -> Any:
+    return typer.Option(
+        *names, help=text, metavar=metavar, rich_help_panel=panel, show_default=False, min=least
+    )
+
+
+def model(text: str, name: str = "MODEL") -> Any:
+    return typer.Argument(help=text, metavar=name, show_default=False)
+
+
+Model = Annotated[Path, model("ONNX model.")]
+First = Annotated[Path, model("ONNX model to compare with, usually the float one.", "A")]
+Second = Annotated[Path, model("ONNX model with the same inputs.", "B")]
+Data = Annotated[str, option("Samples to run, see below.", "--data", metavar="SRC")]
+Samples = Annotated[
+    int | None, option("Use N samples, evenly spaced over the source (all).", metavar="N", least=1)
+]
+Images = Annotated[str | None, option(IMAGES_HELP, "--images", metavar="TEXT")]
+Batch = Annotated[int, option("Samples in one run (32).", metavar="N", least=1, panel=RUNNING)]
+Threads = Annotated[
+    int, option("Threads inside one operator; 0 is one per core (0).", metavar="N", least=0, panel=RUNNING)
+]
+Provider = Annotated[str, option(f"onnxruntime execution provider ({CPU}).", metavar="EP", panel=RUNNING)]
+Target = Annotated[str, option("Runtime to compile for (ort-cpu).", metavar="NAME", panel=QUANTIZATION)]
+Json = Annotated[bool, option("Print one JSON object and nothing else on standard output.", "--json")]
+Debug = Annotated[bool, option("Show where an error comes from.", "--debug")]
+
+Output = Annotated[Path, option("Where to write the quantized model.", "-o", "--output", metavar="OUT")]
+ReportFile = Annotated[Path | None, option("Write all that was done and measured as JSON.", metavar="FILE")]
+
+Calib = Annotated[str | None, option("Calibration samples, see below.", metavar="SRC", panel=CALIBRATION)]
+CalibSamples = Annotated[
+    int | None,
+    option("Use N samples, evenly spaced over SRC (512).", metavar="N", least=1, panel=CALIBRATION),
+]
+CalibImages = Annotated[str | None, option(IMAGES_HELP, metavar="TEXT", panel=CALIBRATION)]
+Ranges = Annotated[
+    str | None,
+    option(
+        "How ranges are chosen: minmax, percentile, percentile=99.9, mse, entropy or aciq (minmax).",
+        metavar="NAME",
+        panel=CALIBRATION,
+    ),
+]
+SaveCalibration = Annotated[
+    Path | None, option("Keep the gathered statistics in a file.", metavar="FILE", panel=CALIBRATION)
+]
+LoadCalibration = Annotated[
+    Path | None,
+    option("Use statistics kept earlier; --calib may be left out.", metavar="FILE", panel=CALIBRATION),
+]
+
+Preset = Annotated[str | None, option("Named pipeline (int8).", metavar="NAME", panel=QUANTIZATION)]
+Passes = Annotated[
+    str | None,
+    option("Pipeline text instead of a preset; see onnxq passes.", metavar="TEXT", panel=QUANTIZATION),
+]
+Weights = Annotated[
+    str | None,
+    option(
+        "Scheme of weights: int8:channel or int8:tensor (int8:channel).", metavar="SCHEME", panel=QUANTIZATION
+    ),
+]
+Activations = Annotated[
+    str | None, option("Scheme of activations (uint8).", metavar="SCHEME", panel=QUANTIZATION)
+]
+Skip = Annotated[
+    list[str] | None,
+    option(
+        "Leave nodes of this name or op type in float; * and ? match. May be repeated.",
+        metavar="GLOB",
+        panel=QUANTIZATION,
+    ),
+]
+Format = Annotated[
+    str | None,
+    option(
+        "qdq (QuantizeLinear, DequantizeLinear) or integer (QLinearConv and its kin) (qdq).",
+        "--format",
+        metavar="NAME",
+        panel=QUANTIZATION,
+    ),
+]
+Seed = Annotated[int, option("Seed of every random choice (0).", metavar="N", least=0, panel=RUNNING)]
+
+Metric = Annotated[str, option("top1, top5, cross-entropy, mse, or FILE.py:FUNCTION (top1).", metavar="NAME")]
+BenchBatch = Annotated[int, option("Size of dynamic leading dimensions (1).", metavar="N", least=1)]
+BenchThreads = Annotated[
+    int, option("Threads inside one operator; 0 is one per core (1).", metavar="N", least=0)
+]
+BenchProvider = Annotated[str, option(f"onnxruntime execution provider ({CPU}).", metavar="EP")]
+Shape = Annotated[
+    list[str] | None,
+    option(
+        "Shape of an input with other dynamic dimensions, e.g. ids=1x128. May be repeated.",
+        metavar="NAME=SIZES",
+    ),
+]
+Seconds = Annotated[float, option("Time to spend (5).", metavar="S", least=0.1)]
+JudgedTarget = Annotated[str, option("Runtime to judge for (ort-cpu).", metavar="NAME")]
+Version = Annotated[bool, option("Print the version.", "--version")]

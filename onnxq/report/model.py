@@ -1,0 +1,128 @@
+"""The report as data. Its JSON form is what `--report` writes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnxq.measure.compare import Difference
+from onnxq.measure.coverage import Coverage
+from onnxq.measure.speed import Speed
+
+
+@dataclass(frozen=True)
+class NodeRow:
+    """What became of one node of the float model.
+
+    Attributes:
+        name, op: as in the prepared model.
+        status: `integer` runs on codes in the deployed graph, `storage` has quantized weights but computes in float, `float` is
+            as it was.
+        reason: why it is not `integer`; empty otherwise.
+    """
+
+    name: str
+    op: str
+    status: str
+    reason: str = ""
+
+    def as_json(self) -> dict[str, str]:
+        """The row."""
+        return {"name": self.name, "op": self.op, "status": self.status, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is known about one compile.
+
+    Attributes:
+        model, output: paths, empty for models in memory.
+        target, pipeline: what it was compiled for, and how, as text.
+        calibration: source, samples, digest; None without data.
+        nodes: what became of each node that computes in float.
+        coverage: what the runtime made of it; None when it was not read back.
+        difference: outputs of the deployed model against float on calibration samples; None without data.
+        speed: float against deployed, batch 1; None when it could not be run.
+        float_bytes, quantized_bytes: file sizes.
+        seconds: wall time of each pass and stage.
+        peak_rss_bytes: peak memory of the process.
+        versions: of onnxq and what it stands on.
+        notes, warnings: sentences for the user.
+        facts: figures that passes report, by pass.
+    """
+
+    model: str
+    output: str
+    target: str
+    pipeline: str
+    calibration: Mapping[str, Any] | None
+    nodes: Sequence[NodeRow]
+    coverage: Coverage | None
+    difference: Difference | None
+    speed: Speed | None
+    float_bytes: int
+    quantized_bytes: int
+    seconds: Mapping[str, float]
+    peak_rss_bytes: int
+    versions: Mapping[str, str]
+    notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """A JSON-ready dict; infinite and missing figures are null."""
+        main = self.difference.main if self.difference else None
+        return finite(
+            {
+                "model": self.model,
+                "output": self.output,
+                "target": self.target,
+                "pipeline": self.pipeline,
+                "calibration": self.calibration,
+                "nodes": [row.as_json() for row in self.nodes],
+                "coverage": self._coverage(),
+                "quality": {
+                    "sqnr_db": main.sqnr_db if main else None,
+                    "agreement": main.agreement if main else None,
+                    "samples": self.difference.samples if self.difference else 0,
+                    "outputs": {n: d.as_json() for n, d in self.difference.outputs.items()}
+                    if self.difference
+                    else {},
+                },
+                "speed": self.speed.as_json() if self.speed else None,
+                "size": {"float_bytes": self.float_bytes, "quantized_bytes": self.quantized_bytes},
+                "seconds": dict(self.seconds),
+                "peak_rss_bytes": self.peak_rss_bytes,
+                "versions": dict(self.versions),
+                "notes": list(self.notes),
+                "warnings": list(self.warnings),
+                "facts": {name: dict(facts) for name, facts in self.facts.items()},
+            }
+        )
+
+    def _coverage(self) -> dict[str, Any] | None:
+        if self.coverage is None:
+            return None
+        return {
+            "share": self.coverage.share,
+            "integer_macs": self.coverage.integer_macs,
+            "total_macs": self.coverage.total_macs,
+            "kernels": dict(self.coverage.kernels),
+        }
+
+
+def finite(value: Any) -> Any:
+    """The value with every float that JSON cannot hold replaced by None.
+
+    >>> finite({"a": [1.5, float("inf")]})
+    {'a': [1.5, None]}
+    """
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

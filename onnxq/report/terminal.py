@@ -1,0 +1,193 @@
+"""The report as tables for the terminal. Texts from models are printed as they are, never read as markup."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from onnxq.measure.compare import OutputDifference
+from onnxq.report.model import NodeRow, Report
+
+SHOWN_OPS = 12
+SHOWN_SHARE = 0.001  # types of parameters that take less than this are left out
+
+
+def human_bytes(count: float) -> str:
+    """Bytes in decimal units.
+
+    >>> human_bytes(1_092_290), human_bytes(999_999), human_bytes(12)
+    ('1.09 MB', '1 MB', '12 B')
+    """
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 999.5 or unit == "GB":
+            break
+    return f"{count:.0f} {unit}" if count >= 100 else f"{count:.3g} {unit}"
+
+
+def summary(report: Report) -> Table:
+    """A few lines: size, coverage, quality, speed, time."""
+    table = _facts()
+    ratio = report.float_bytes / report.quantized_bytes if report.quantized_bytes else 0.0
+    sizes = f"{human_bytes(report.float_bytes)} -> {human_bytes(report.quantized_bytes)}"
+    table.add_row("size", f"{sizes}, {ratio:.2f}x smaller" if ratio >= 1 else f"{sizes}, larger than before")
+    if report.coverage is not None:
+        share = report.coverage.share
+        counts = f"{_integer(report.nodes)} of {len(report.nodes)} nodes"
+        done = "" if share is None else f"{share:.1%} of multiply-adds, "
+        table.add_row("integer", f"{done}{counts}")
+    if report.difference is not None and report.difference.main is not None:
+        main, samples = report.difference.main, report.difference.samples
+        agreement = "" if main.agreement is None else f", top-1 agreement {main.agreement:.1%}"
+        table.add_row("quality", f"{_figure(main)}{agreement} ({samples} samples against float)")
+    if report.speed is not None:
+        times = f"{_ms(report.speed.ms_a)} -> {_ms(report.speed.ms_b)}"
+        slow = "" if report.speed.speedup >= 1 else ", slower than float here"
+        table.add_row("speed", f"{times}, {report.speed.speedup:.2f}x{slow} (batch 1, one thread)")
+    seconds, peak = sum(report.seconds.values()), human_bytes(report.peak_rss_bytes)
+    table.add_row("time", f"{seconds:.1f} s, peak memory {peak}")
+    return table
+
+
+def reasons(rows: Sequence[NodeRow], most: int = 10) -> Table | None:
+    """Nodes that are not in integers, grouped by reason; None when there are none."""
+    groups: dict[str, list[NodeRow]] = {}
+    for row in rows:
+        if row.status != "integer":
+            groups.setdefault(row.reason, []).append(row)
+    if not groups:
+        return None
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("", Text("not in integers", style="bold"))
+    ranked = sorted(groups.items(), key=lambda item: -len(item[1]))
+    for reason, members in ranked[:most]:
+        table.add_row(str(len(members)), Text(f"{reason}\n").append(_members(members), style="dim"))
+    if len(ranked) > most:
+        table.add_row("", f"{len(ranked) - most} more reasons with --report or --json")
+    return table
+
+
+def comparison(result: Mapping[str, Any]) -> Table:
+    """Outputs of two models side by side, from what `compare_files` returns."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("output", overflow="fold")
+    for title in ("SQNR", "top-1 agreement", "largest difference"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, figures in result["outputs"].items():
+        ratio = figures["sqnr_db"]
+        sqnr = "equal" if figures["equal"] else "none" if ratio is None else f"{ratio:.2f} dB"
+        agreement = "" if figures["agreement"] is None else f"{figures['agreement']:.2%}"
+        largest = "not finite" if figures["max_abs"] is None else f"{figures['max_abs']:.4g}"
+        table.add_row(Text(name), sqnr, agreement, largest)
+    return table
+
+
+def inspection(result: Mapping[str, Any]) -> list[Table | Text]:
+    """What `inspect_file` found: the model, what stays float and why, hazards."""
+    table = _facts()
+    opset = "none" if result["opset"] is None else str(result["opset"])
+    domains = "".join(f", {domain} {version}" for domain, version in result["domains"].items())
+    table.add_row("opset", Text(f"{opset}{domains} (IR version {result['ir_version']})"))
+    for kind in ("inputs", "outputs"):
+        table.add_row(kind, Text("\n".join(_value(value) for value in result[kind])))
+    for kind in ("ops", "kernels"):
+        if result[kind] is not None:
+            table.add_row(kind, Text(_counts(result[kind])))
+    table.add_row("parameters", _storage(result["parameters"]))
+    rows = [NodeRow(**row) for row in result["nodes"] or ()]
+    if result["nodes"] is not None:
+        table.add_row(result["target"], f"{_integer(rows)} of {len(rows)} nodes would run in integers")
+    parts: list[Table | Text] = [table]
+    left = reasons(rows)
+    if left is not None:
+        parts += [Text(), left]
+    if result["hazards"]:
+        parts += [Text(), _bullets("hazards", result["hazards"])]
+    return parts
+
+
+def pass_table(result: Mapping[str, Any]) -> Table:
+    """Passes with their options, from what `list_passes` returns."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for index, entry in enumerate(result["passes"]):
+        if index:
+            table.add_row()
+        table.add_row(Text(entry["name"], style="bold"), Text(entry["help"]))
+        for option in entry["options"]:
+            kind = f"({option['type']}, default {_default(option['default'])})"
+            table.add_row(
+                Text(f"  {option['name']}"), Text(f"{option['help']} ".lstrip()).append(kind, style="dim")
+            )
+    return table
+
+
+def _default(value: Any) -> str:
+    """A default as pipeline text has it."""
+    text = "|".join(map(str, value)) if isinstance(value, list) else str(value)
+    return {"None": "none", "True": "true", "False": "false", "": "nothing"}.get(text, text)
+
+
+def _facts() -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _bullets(title: str, sentences: Sequence[str]) -> Table:
+    table = Table(title, box=None, padding=(0, 2, 0, 0), header_style="bold yellow")
+    for sentence in sentences:
+        table.add_row(Text(sentence))
+    return table
+
+
+def _integer(rows: Sequence[NodeRow]) -> int:
+    return Counter(row.status for row in rows)["integer"]
+
+
+def _figure(main: OutputDifference) -> str:
+    if main.noise == 0.0:
+        return "equal outputs"
+    return "the float output is all zero" if main.sqnr_db is None else f"SQNR {main.sqnr_db:.1f} dB"
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
+def _value(value: Mapping[str, Any]) -> str:
+    if value["shape"] is None:
+        return f"{value['name']}  {value['dtype']}"
+    sizes = ", ".join("?" if size is None else str(size) for size in value["shape"])
+    return f"{value['name']}  {value['dtype']} ({sizes})"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    shown = [f"{op}({count})" for op, count in counts.items()]
+    more = f" and {len(shown) - SHOWN_OPS} more" if len(shown) > SHOWN_OPS else ""
+    return (", ".join(shown[:SHOWN_OPS]) + more) or "none"
+
+
+def _storage(sizes: Mapping[str, int]) -> str:
+    total = sum(sizes.values())
+    shown = [f"{name} {human_bytes(size)}" for name, size in sizes.items() if size > SHOWN_SHARE * total]
+    return ", ".join(shown) or "none"
+
+
+def _members(rows: Sequence[NodeRow]) -> str:
+    """Nodes of one kind by name, of several kinds by their numbers."""
+    ops = Counter(row.op for row in rows)
+    if len(ops) > 1:
+        return ", ".join(f"{op}({count})" for op, count in ops.most_common())
+    more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+    return f"{rows[0].op} {rows[0].name}{more}"

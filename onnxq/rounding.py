@@ -1,0 +1,86 @@
+"""Round weights to codes so that the columns not yet rounded make up for the error of those that are.
+
+Frantar et al., GPTQ, arXiv 2210.17323, after optimal brain quantization. For one row w of weights, scale s and inputs x with
+H = E[x x^T] + d I, H^-1 = U^T U (U upper triangular), the columns are rounded one after the other:
+
+    q_j = round(w_j / s)        w_k -= (w_j - s q_j) U_jk / U_jj  for k > j
+
+Columns of falling H_jj come first: their errors cost most, and most columns are left to make up for them. A column whose neighbour in
+the kernel's reduction is rounded already takes what that left of the pair limit (`onnxq.saturation`); the rest is made up for too.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.float64]
+
+DAMP = 0.01  # d, as a part of the mean of the diagonal
+BLOCK = 64  # columns whose updates of the later ones are put together
+
+
+def feed_back(
+    rows: Rows, scale: Rows, moment: NDArray[np.floating], partners: NDArray[np.intp], limit: int, largest: int
+) -> Rows:
+    """Codes of rows of weights.
+
+    Args:
+        rows: (groups, rows, K), in the kernel's order.
+        scale: (groups, rows).
+        moment: E[x x^T] of each group, (groups, K, K).
+        partners: neighbours of each place, (orders, K); K for none; see `onnxq.saturation.partners`.
+        limit: largest sum of two neighbouring codes of one sign; 0 for none.
+        largest: largest magnitude of a code.
+
+    Returns:
+        Whole numbers, the shape of rows.
+    """
+    groups, count, size = rows.shape
+    order = np.argsort(-np.einsum("gkk->gk", moment), axis=1, kind="stable")  # (groups, K)
+    upper = _inverse_factor(np.take_along_axis(np.take_along_axis(moment, order[:, :, None], 1), order[:, None], 2))
+    work = np.take_along_axis(rows, order[:, None], 2).transpose(0, 2, 1) / scale[:, None]  # (groups, K, rows), in codes
+    codes = np.zeros((groups, size + 1, count))  # the last place is the neighbour of those that have none
+    beside = _places(order, partners)  # (orders, groups, K)
+    group = np.arange(groups)
+    high: Rows | int = largest
+    low: Rows | int = -largest
+    for start in range(0, size, BLOCK):
+        stop = min(start + BLOCK, size)
+        errors = np.empty((groups, stop - start, count))
+        for j in range(start, stop):
+            if limit and len(beside):
+                known = codes[group, beside[:, :, j]]  # (orders, groups, rows)
+                high = np.minimum(limit - known.max(axis=0).clip(min=0), largest)
+                low = np.maximum(-limit - known.min(axis=0).clip(max=0), -largest)
+            codes[:, j] = np.clip(np.rint(work[:, j]), low, high)
+            errors[:, j - start] = (work[:, j] - codes[:, j]) / upper[:, j, j, None]
+            work[:, j + 1 : stop] -= upper[:, j, j + 1 : stop, None] * errors[:, j - start, None]
+        work[:, stop:] -= upper[:, start:stop, stop:].transpose(0, 2, 1) @ errors
+    found = np.empty_like(rows)
+    np.put_along_axis(found, order[:, None], codes[:, :size].transpose(0, 2, 1), 2)
+    return found
+
+
+def output_error(difference: Rows, moment: NDArray[np.floating]) -> Rows:
+    """E[(d x)^2] of each row d of (groups, rows, K), (groups, rows), for E[x x^T] of each group, (groups, K, K)."""
+    error: Rows = np.einsum("gok,gok->go", difference @ moment, difference)
+    return error
+
+
+def _inverse_factor(moment: NDArray[np.floating]) -> Rows:
+    """U of H^-1 = U^T U, (groups, K, K)."""
+    size = moment.shape[1]
+    damp = DAMP * np.einsum("gkk->g", moment) / size
+    damped = moment + np.where(damp > 0, damp, 1.0)[:, None, None] * np.eye(size)
+    return np.linalg.cholesky(np.linalg.inv(damped)).transpose(0, 2, 1)
+
+
+def _places(order: NDArray[np.intp], partners: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Where the neighbours of the j-th rounded column are in the order of rounding, (orders, groups, K)."""
+    groups, size = order.shape
+    place = np.full((groups, size + 1), size)
+    np.put_along_axis(place, order, np.broadcast_to(np.arange(size), order.shape), 1)
+    return np.stack(
+        [np.take_along_axis(place, neighbour[order], 1) for neighbour in partners] or [np.zeros((0, groups, size), np.intp)]
+    ).reshape(len(partners), groups, size)

@@ -1,0 +1,134 @@
+"""Proof that a compiled model is sound: it passes the checker, loads, gives what the float model gives, and runs in integers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from onnxq.data import Batch
+from onnxq.errors import ModelError
+from onnxq.measure.compare import Difference, compare_sessions, run
+from onnxq.measure.coverage import Coverage, read_coverage
+from onnxq.measure.macs import count_macs, guessed_feeds
+from onnxq.measure.speed import Speed, race
+from onnxq.model.load import check_model
+from onnxq.model.session import make_session, session_and_optimized
+from onnxq.pipeline import Context
+from onnxq.program import Program
+from onnxq.report.model import NodeRow
+
+COMPARED = 64  # samples that are compared: enough for a figure in dB, cheap next to calibration
+RACE_SECONDS = 0.3
+SLOWER = 0.97  # a ratio below this is more than noise
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the checks found."""
+
+    nodes: Sequence[NodeRow]
+    coverage: Coverage
+    difference: Difference | None
+    speed: Speed | None
+    warnings: Sequence[str]
+
+
+def verify(
+    reference: onnx.ModelProto, compiled: onnx.ModelProto, program: Program, ctx: Context, *, speed: bool
+) -> Verification:
+    """Check, load and measure a compiled model.
+
+    Args:
+        reference: the prepared float model; its nodes have names.
+        compiled: what the pipeline made of it.
+        program: with the units that were emitted and the reasons of those that were not.
+
+    Raises:
+        ModelError: the compiled model fails the checker or onnxruntime cannot load or run it.
+    """
+    check_model(compiled)
+    session, optimized = session_and_optimized(compiled, threads=ctx.threads, provider=ctx.provider)
+    float_session = make_session(reference, threads=ctx.threads, provider=ctx.provider)
+    sample = next(ctx.data.batches(1, 1), None) if ctx.data is not None else None
+    feeds = sample.feeds if sample is not None else guessed_feeds(reference)
+    coverage = read_coverage(optimized, _macs(reference, feeds, sample))
+    difference = None
+    if ctx.data is not None:
+        limit = min(COMPARED, ctx.samples)
+        difference = compare_sessions(float_session, session, ctx.data, limit=limit)
+    raced = _race(reference, compiled, feeds, ctx) if speed and feeds is not None else None
+    rows = node_rows(reference, program, coverage)
+    return Verification(rows, coverage, difference, raced, _warnings(coverage, raced))
+
+
+def _macs(model: onnx.ModelProto, feeds: Mapping[str, Any] | None, sample: Batch | None) -> dict[str, int]:
+    if feeds is None:
+        return {}
+    try:
+        return count_macs(model, feeds, sample.size if sample is not None else 1)
+    except ModelError:
+        if sample is not None:
+            raise
+        return {}  # the guessed shapes do not fit the model
+
+
+def _race(
+    reference: onnx.ModelProto, compiled: onnx.ModelProto, feeds: Mapping[str, Any], ctx: Context
+) -> Speed | None:
+    pair = [make_session(m, threads=1, provider=ctx.provider) for m in (reference, compiled)]
+    try:
+        run(pair[0], feeds)
+    except ModelError:
+        return None  # guessed feeds need not fit
+    return race(pair[0], pair[1], feeds, seconds=RACE_SECONDS, least=3)
+
+
+def _warnings(coverage: Coverage, speed: Speed | None) -> tuple[str, ...]:
+    """What the user should know about the deployed model."""
+    found = []
+    if coverage.share == 0.0:
+        found.append("onnxruntime runs no multiply-adds of this model in integers")
+    if speed is not None and speed.speedup < SLOWER:
+        found.append(
+            f"on this CPU the compiled model is slower than float ({speed.speedup:.2f}x); see the slow part with `onnxq inspect`"
+        )
+    return tuple(found)
+
+
+def node_rows(reference: onnx.ModelProto, program: Program, coverage: Coverage) -> list[NodeRow]:
+    """What became of each node of the reference that computes in float, in graph order."""
+    absorbed = {name: unit for unit in program.units.values() for name in unit.nodes}
+    rows = []
+    for node in reference.graph.node:
+        unit = absorbed.get(node.name)
+        if unit is not None:
+            if unit.moves_codes or unit.name in coverage.integer:
+                rows.append(NodeRow(node.name, node.op_type, "integer"))
+            else:
+                rows.append(
+                    NodeRow(
+                        node.name, node.op_type, "float", "onnxruntime did not fuse it into an integer kernel"
+                    )
+                )
+        elif node.name in program.stored:
+            rows.append(NodeRow(node.name, node.op_type, "storage", program.stored[node.name]))
+        elif node.name in program.floats:
+            rows.append(NodeRow(node.name, node.op_type, "float", program.floats[node.name]))
+    rows += [
+        NodeRow(node.name, node.op_type, "float", program.floats[node.name])
+        for node in _body_nodes(reference.graph)
+        if node.name in program.floats
+    ]
+    return rows
+
+
+def _body_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Nodes of all bodies of control-flow nodes of the graph."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from body.node
+                yield from _body_nodes(body)
