@@ -1,0 +1,14 @@
+"""Measure everything that README and docs quote; needs ONNXQ_DATA. Takes about half an hour."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPTS = ("int8.py", "memory.py", "saturation.py", "backend.py")
+
+if __name__ == "__main__":
+    for script in SCRIPTS:
+        print(f"== {script}", flush=True)
+        subprocess.run([sys.executable, Path(__file__).parent / script], check=True)
