@@ -2,8 +2,8 @@
 
     python bench/backend.py [--every N]        writes bench/results/backend.json
 
-A model counts as `equal` or `close` (at least BOUND dB on its main output against float) when it was compiled, and as `refused` when onnxq
-said in one sentence why not. Anything else is `crashed` or `far`, and a bug.
+A model counts as `equal` or `close` (at least BOUND_DB against float on every output) when it was compiled, and as `refused` when
+onnxq said in one sentence why not. Anything else is `crashed` or `far`, and a bug.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def folders(root: Path) -> Iterator[Path]:
         data = root / "node" / case.name / "test_data_set_0"
         data.mkdir(parents=True)
         onnx.save(case.model, data.parent / "model.onnx")
-        for values, infos, kind in zip(case.data_sets[0], (case.model.graph.input, case.model.graph.output), ("input", "output"), strict=True):
+        graph, (inputs, outputs) = case.model.graph, case.data_sets[0]
+        for values, infos, kind in ((inputs, graph.input, "input"), (outputs, graph.output, "output")):
             for index, (value, info) in enumerate(zip(values, infos, strict=False)):
                 (data / f"{kind}_{index}.pb").write_bytes(_as_proto(value, info.name))
         yield data.parent
@@ -77,12 +78,26 @@ def fate(place: str) -> dict[str, tuple[str, str]]:
             continue
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
-            found[mode] = ("crashed", f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})")
+            found[mode] = (
+                "crashed",
+                f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})",
+            )
             continue
         worst = _worst(report.difference.outputs.values()) if report.difference else None
-        word = "compiled" if worst is None else "equal" if worst == np.inf else "close" if worst >= BOUND_DB else "far"
+        word = (
+            "compiled"
+            if worst is None
+            else "equal"
+            if worst == np.inf
+            else "close"
+            if worst >= BOUND_DB
+            else "far"
+        )
         integer = any(row.status in ("integer", "storage") for row in report.nodes)
-        found[mode] = (word + (", quantized" if integer else ", left float"), "" if worst is None else f"{worst:.1f} dB")
+        found[mode] = (
+            word + (", quantized" if integer else ", left float"),
+            "" if worst is None else f"{worst:.1f} dB",
+        )
     return found
 
 

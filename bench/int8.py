@@ -28,7 +28,11 @@ from onnxq.model.session import make_session
 
 RESULTS = Path(__file__).parent / "results" / "int8.json"
 SAMPLES = 512
-OURS = {"onnxq channel": {}, "onnxq tensor": {"weights": "int8:tensor"}, "onnxq channel minmax": {"ranges": "minmax"}}
+OURS = {
+    "onnxq channel": {},
+    "onnxq tensor": {"weights": "int8:tensor"},
+    "onnxq channel minmax": {"ranges": "minmax"},
+}
 THEIRS = {
     "quantize_static channel": {"per_channel": True},
     "quantize_static channel 7 bits": {"per_channel": True, "reduce_range": True},

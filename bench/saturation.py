@@ -1,6 +1,6 @@
 """One file, one answer: compiled models run on this CPU and on an emulated one without VNNI (qemu's Haswell).
 
-    python bench/saturation.py        writes bench/results/saturation.json; needs qemu-x86_64 (Debian: qemu-user)
+python bench/saturation.py        writes bench/results/saturation.json; needs qemu-x86_64 (Debian: qemu-user)
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ np.save(sys.argv[3], session.run(None, dict(np.load(sys.argv[2])))[0])
 
 def output(model: Path, feeds: Path, out: Path, emulator: list[str]) -> np.ndarray:
     """First output of a model, run in a process of its own, through an emulator if given."""
-    subprocess.run([*emulator, sys.executable, "-c", CHILD, model, feeds, out], check=True, capture_output=True)
+    subprocess.run(
+        [*emulator, sys.executable, "-c", CHILD, model, feeds, out], check=True, capture_output=True
+    )
     return np.load(out)
 
 
@@ -48,7 +50,9 @@ def differences(task: Task, directory: Path) -> dict[str, float]:
         model = directory / f"{name}.onnx"
         make(task, str(model), options)
         here = output(model, directory / "feeds.npz", directory / "here.npy", [])
-        there = output(model, directory / "feeds.npz", directory / "there.npy", ["qemu-x86_64", "-cpu", "Haswell"])
+        there = output(
+            model, directory / "feeds.npz", directory / "there.npy", ["qemu-x86_64", "-cpu", "Haswell"]
+        )
         found[name] = float(np.linalg.norm(here - there) / np.linalg.norm(here))
     return found
 

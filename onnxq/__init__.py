@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from onnxq.pipeline import Pass as Pass
     from onnxq.pipeline import PassResult as PassResult
     from onnxq.pipeline import Pipeline as Pipeline
+    from onnxq.presets import preset_pipeline as preset_pipeline
     from onnxq.program import Program as Program
     from onnxq.program import QuantDecision as QuantDecision
     from onnxq.program import Unit as Unit
@@ -56,6 +57,7 @@ _HOMES = {
     "Unit": "program",
     "UsageError": "errors",
     "compile_model": "compiler",
+    "preset_pipeline": "presets",
 }
 
 __all__ = [
@@ -79,6 +81,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "compile_model",
+    "preset_pipeline",
 ]
 
 

@@ -1,13 +1,17 @@
 """Factors of channel classes that minimise the noise of 8-bit layers at a network's outputs.
 
-With steps of R / 255 for a layer's input and s_o for its weights, in the units of the unscaled network, the noise power is about
+With steps of R / 255 for a layer's input and s_o for its weights, the noise power is, in the units of the unscaled
+network, about
 
     sum_o g_o [ R^2 / (12 255^2) sum_c |w_oc|^2 / f_c^2  +  s_o^2 / (12 f_o^2) sum_c T f_c^2 E[x_c^2] ]
 
     R = max_c f_c max|x_c|        s_o = max_c max|w_oc| f_o / f_c / 127  (per tensor: the largest of all o)
 
-where T is the number of taps and g_o the gain from output channel o to the outputs of the network, errors being independent. With
-the maxima replaced by p-norms it is smooth and convex in log f; L-BFGS takes a few dozen steps with the exact gradient.
+where T is the number of taps and g_o the power gain from output channel o to the outputs of the network, errors
+being independent. Such gains grow with depth as signals do not. So those of a layer are divided by the power with
+which its own signal would arrive, sum_o g_o sum_c |w_oc|^2 E[x_c^2]: noise counts as a part of the signal. With the
+maxima replaced by p-norms the sum over all layers is smooth and convex in log f; L-BFGS takes a few dozen steps
+with the exact gradient.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from onnxq.channels import Channels, Ids, Layer
+from onnxq.channel_classes import Channels, Ids, Layer
 from onnxq.graph import Uses
 
 Vector = NDArray[np.float64]
@@ -34,9 +38,10 @@ ACTIVATION_STEPS, WEIGHT_STEPS = 255, 127
 
 
 def output_gains(graph: gs.Graph, channels: Channels) -> dict[str, Vector]:
-    """Power gain of noise from each layer's output channels, (C_out,) by node name, to the graph's outputs, whose own gain is 1.
+    """Power gains of noise from each layer's output channels, (C_out,) by node name, to the graph's outputs.
 
-    Activations count as identities. Ops that do not move channels hand the mean gain of their outputs on to all their inputs.
+    Activations count as identities. Ops that do not move channels hand the mean gain of their outputs on to all
+    their inputs.
     """
     uses = Uses(graph)
     gains: dict[str, Vector] = {}
@@ -48,7 +53,7 @@ def output_gains(graph: gs.Graph, channels: Channels) -> dict[str, Vector]:
     def add(tensor: str, amount: Vector) -> None:
         if tensor not in channels.tensors:
             amount = amount.mean(keepdims=True)
-        gains[tensor] = gains.get(tensor, 0.0) + amount
+        gains[tensor] = gains[tensor] + amount if tensor in gains else amount
 
     found: dict[str, Vector] = {}
     for node in reversed(graph.nodes):
@@ -56,12 +61,12 @@ def output_gains(graph: gs.Graph, channels: Channels) -> dict[str, Vector]:
             layer, out = channels.layers[node.name], gain(node.outputs[0])
             found[node.name] = out
             amounts = (layer.weight**2).sum(axis=2, dtype=np.float64) * out[:, None]
-            add(node.inputs[0].name, np.bincount(layer.columns.ravel(), amounts.ravel()))
+            add(node.inputs[0].name, _summed(layer.columns, amounts, len(layer.source)))
         elif node.name in channels.moves:
             move, out = channels.moves[node.name], gain(node.outputs[0])
             for tensor, index in move.inputs:
-                size = len(channels.tensors[tensor])
-                add(tensor, np.bincount(index[index >= 0], out[index >= 0] * move.share, size))
+                known = index >= 0
+                add(tensor, _summed(index[known], out[known] * move.share, len(channels.tensors[tensor])))
         else:
             mean = np.mean([gain(t).mean() for t in node.outputs], keepdims=True)
             for tensor in {t.name for t in node.inputs if isinstance(t, gs.Variable)}:
@@ -80,7 +85,7 @@ class Site:
         source, target: classes of input and output channels, (C_in,) and (C_out,).
         peak: log of the largest magnitude of each input channel, (C_in,).
         power: E[x_c^2] times the number of taps, (C_in,).
-        gain: power gain of each output channel, (C_out,).
+        gain: of each output channel, a part of the signal for a noise power of 1, (C_out,).
     """
 
     squares: Matrix
@@ -94,17 +99,26 @@ class Site:
 
     @classmethod
     def of(cls, layer: Layer, peak: Vector, power: Vector, gain: Vector) -> Site:
-        """The site of a layer, from max |x_c| and E[x_c^2] of its input channels, (C_in,), and gains of its outputs, (C_out,)."""
+        """The site of a layer.
+
+        Args:
+            layer: its weights and classes.
+            peak: max |x_c| of its input channels, (C_in,).
+            power: E[x_c^2] of its input channels, (C_in,).
+            gain: power gains of its output channels, (C_out,).
+        """
         magnitudes = np.abs(layer.weight)
+        squares = (magnitudes**2).sum(axis=2, dtype=np.float64)
+        signal = gain @ (squares * power[layer.columns]).sum(axis=1)
         return cls(
-            (magnitudes**2).sum(axis=2, dtype=np.float64),
+            squares,
             np.log(np.maximum(magnitudes.max(axis=2), TINY).astype(np.float64)),
             layer.columns,
             layer.source,
             layer.target,
             np.log(np.maximum(peak, TINY)),
             power * magnitudes.shape[2],
-            gain,
+            gain / max(signal, TINY**2),
         )
 
     def noise(self, logs: Vector, together: bool) -> tuple[float, Vector]:
@@ -119,7 +133,8 @@ class Site:
         slope_in, slope_out = np.zeros(len(inner)), np.zeros(len(self.target))
 
         top, share = _soft_max((self.peak + inner)[None])
-        part = np.exp(2.0 * (top - entry)) / (12.0 * ACTIVATION_STEPS**2) * self.gain[:, None] * self.squares
+        gain = self.gain[:, None]
+        part = np.exp(2.0 * (top - entry)) / (12.0 * ACTIVATION_STEPS**2) * gain * self.squares
         cost = float(part.sum())
         slope_in += 2.0 * cost * share[0]
         np.add.at(slope_in, self.columns, -2.0 * part)
@@ -128,7 +143,7 @@ class Site:
         top, share = _soft_max(ratio.reshape(1, -1) if together else ratio)
         inputs = (self.power * np.exp(2.0 * inner))[self.columns]
         total = np.maximum(inputs.sum(axis=1, keepdims=True), TINY**2)
-        part = np.exp(2.0 * (top - outer)) / (12.0 * WEIGHT_STEPS**2) * self.gain[:, None] * total  # (C_out, 1)
+        part = np.exp(2.0 * (top - outer)) / (12.0 * WEIGHT_STEPS**2) * gain * total  # (C_out, 1)
         cost += float(part.sum())
         moved = (part.sum() if together else part) * share.reshape(ratio.shape)
         slope_out += 2.0 * (moved.sum(axis=1) - part[:, 0])
@@ -164,6 +179,12 @@ def balance(
     start = np.zeros(len(lower))
     best = minimize(noise, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": iterations})
     return np.exp(best.x), float(np.exp(best.fun - noise(start)[0]))
+
+
+def _summed(index: Ids, amounts: Matrix, size: int) -> Vector:
+    """Sum of the amounts at each index, (size,)."""
+    sums: Vector = np.bincount(index.ravel(), amounts.ravel(), size).astype(np.float64)
+    return sums
 
 
 def _soft_max(logs: Matrix) -> tuple[Matrix, Matrix]:

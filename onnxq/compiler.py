@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +16,18 @@ from onnxq.data import Dataset, ImageOptions, input_specs, open_data
 from onnxq.errors import DataError, UsageError
 from onnxq.model.load import load_model, model_digest
 from onnxq.model.prepare import prepare
+from onnxq.model.skeleton import model_bytes
 from onnxq.model.write import write_model
-from onnxq.pipeline import Context, Pipeline, Progress, Step, no_progress
-from onnxq.presets import WITHOUT_DATA, preset_pipeline
+from onnxq.pipeline import Context, Pipeline, Progress, no_progress
+from onnxq.presets import preset_pipeline
 from onnxq.program import Program
+from onnxq.provenance import peak_rss_bytes, stamp, versions
 from onnxq.report.model import Report
 from onnxq.scheme import QuantScheme
-from onnxq.target import find_target
-from onnxq.verify import Verification, verify
+from onnxq.target import Target, find_target
+from onnxq.verify import verify
 
 Source = str | Path | Mapping[str, Any] | Callable[..., Any] | Dataset
-PACKAGES = ("onnxq", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "scipy")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +75,7 @@ def compile_model(
     *,
     output: str | Path | None = None,
     samples: int = 512,
-    preset: str = "int8",
+    preset: str | None = None,
     pipeline: Pipeline | str | None = None,
     weights: str | QuantScheme | None = None,
     activations: str | QuantScheme | None = None,
@@ -101,7 +100,7 @@ def compile_model(
             Dataset; None quantizes what needs no activation ranges.
         output: where to write; nothing is written when None.
         samples: calibration samples to use, evenly spaced over the source.
-        preset: named pipeline; ignored for `pipeline`.
+        preset: named pipeline, `int8` when left out.
         pipeline: passes to run instead of a preset.
         weights, activations: schemes such as int8:channel and uint8; None for the pipeline's own.
         ranges: range method of activations: minmax, percentile, mse, entropy, aciq; None for the pipeline's own.
@@ -130,55 +129,82 @@ def compile_model(
     steps = _with_options(
         steps, has_data, weights=weights, activations=activations, ranges=ranges, skip=tuple(skip)
     )
+    warnings: list[str] = []
     with clock.stage("load"):
         progress("loading", 0, None)
-        original = model if isinstance(model, onnx.ModelProto) else load_model(model)
-        prepared, notes = prepare(original, goal.min_opset)
-        data = _open(calibration, prepared, images)
-        digest = model_digest(original)
-        program = Program.from_model(prepared)
-        table = _load_table(load_calibration, digest, data, samples)
-        if table is not None:
-            program.statistics.update(table.tensors)
-    warnings: list[str] = []
-    if pipeline is None and not has_data and preset in WITHOUT_DATA:
-        notes = (
-            *notes,
-            f"no calibration data: compiled with preset {WITHOUT_DATA[preset]!r}, activations keep no fixed range",
-        )
-    context = Context(data, samples, goal, seed, threads, provider, progress, warnings.append)
-    ran = steps.run(program, context)
+        job = _load(model, calibration, load_calibration, images, samples, goal)
+    context = Context(job.data, samples, goal, seed, threads, provider, progress, warnings.append)
+    ran = steps.run(job.program, context)
     for step in ran:
         clock.add(step.name, step.seconds)
-    made = _table(program, digest, data, samples, table)
     with clock.stage("emit"):
-        compiled = program.to_model()
-        _stamp(compiled, steps, seed, made)
+        table = _table(job, samples)
+        compiled = job.program.to_model()
+        stamp(compiled, str(steps), seed, table)
     with clock.stage("verify"):
         progress("verifying", 0, None)
-        verification = verify(prepared, compiled, program, context, speed=speed)
+        verification = verify(job.prepared, compiled, job.program, context, speed=speed)
     with clock.stage("write"):
         if save_calibration is not None:
-            _save_table(made, save_calibration)
+            _save_table(table, save_calibration)
         if output is not None:
             write_model(compiled, output)
-    report = _report(
-        model,
-        output,
-        original,
-        compiled,
-        steps,
-        ran,
-        program,
-        made,
-        data,
-        verification,
-        clock,
-        notes,
-        warnings,
-        goal.name,
+    if pipeline is None and not has_data:
+        warnings.insert(
+            0, f"there is no calibration data, so the pipeline is '{steps}': no activation has a fixed range"
+        )
+    report = Report(
+        model="" if isinstance(model, onnx.ModelProto) else str(model),
+        output="" if output is None else str(output),
+        target=goal.name,
+        pipeline=str(steps),
+        calibration=_calibration(table, job.data),
+        steps=ran,
+        nodes=verification.nodes,
+        coverage=verification.coverage,
+        difference=verification.difference,
+        speed=verification.speed,
+        float_bytes=model_bytes(job.original),
+        quantized_bytes=model_bytes(compiled),
+        seconds=clock.seconds,
+        peak_rss_bytes=peak_rss_bytes(),
+        versions=versions(),
+        notes=job.notes,
+        warnings=(*warnings, *(job.data.warnings() if job.data is not None else ()), *verification.warnings),
     )
-    return CompiledModel(compiled, report, made)
+    return CompiledModel(compiled, report, table)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What a compile starts from."""
+
+    original: onnx.ModelProto
+    prepared: onnx.ModelProto
+    notes: Sequence[str]
+    digest: str
+    data: Dataset | None
+    program: Program
+    table: CalibrationTable | None
+
+
+def _load(
+    model: str | Path | onnx.ModelProto,
+    calibration: Source | None,
+    table_path: str | Path | None,
+    images: ImageOptions | None,
+    samples: int,
+    target: Target,
+) -> _Job:
+    original = model if isinstance(model, onnx.ModelProto) else load_model(model)
+    prepared, notes = prepare(original, target.min_opset)
+    data = _open(calibration, prepared, images)
+    digest = model_digest(original)
+    program = Program.from_model(prepared)
+    table = _load_table(table_path, digest, data, samples)
+    if table is not None:
+        program.statistics.update(table.tensors)
+    return _Job(original, prepared, notes, digest, data, program, table)
 
 
 def _open(source: Source | None, model: onnx.ModelProto, images: ImageOptions | None) -> Dataset | None:
@@ -187,9 +213,13 @@ def _open(source: Source | None, model: onnx.ModelProto, images: ImageOptions | 
     return open_data(source, input_specs(model), images=images or ImageOptions())
 
 
-def _pipeline(pipeline: Pipeline | str | None, preset: str, form: str | None, has_data: bool) -> Pipeline:
+def _pipeline(
+    pipeline: Pipeline | str | None, preset: str | None, form: str | None, has_data: bool
+) -> Pipeline:
     if pipeline is None:
-        return Pipeline.parse(preset_pipeline(preset, form, data=has_data))
+        return Pipeline.parse(preset_pipeline(preset or "int8", form, data=has_data))
+    if preset is not None:
+        raise UsageError("give a preset or a pipeline, not both")
     if form is not None:
         raise UsageError("a pipeline names its own emission pass; leave the format out")
     return Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
@@ -216,16 +246,14 @@ def _load_table(
     return table
 
 
-def _table(
-    program: Program, digest: str, data: Dataset | None, samples: int, loaded: CalibrationTable | None
-) -> CalibrationTable | None:
-    if not program.statistics:
+def _table(job: _Job, samples: int) -> CalibrationTable | None:
+    if not job.program.statistics:
         return None
-    if data is None:
-        return loaded
-    count = data.count()
+    if job.data is None:
+        return job.table
+    count = job.data.count()
     used = samples if count is None else min(count, samples)
-    return CalibrationTable(digest, data.digest(samples), used, dict(program.statistics))
+    return CalibrationTable(job.digest, job.data.digest(samples), used, dict(job.program.statistics))
 
 
 def _save_table(table: CalibrationTable | None, path: str | Path) -> None:
@@ -234,77 +262,8 @@ def _save_table(table: CalibrationTable | None, path: str | Path) -> None:
     table.save(path)
 
 
-def versions() -> dict[str, str]:
-    """Versions of onnxq and the packages it stands on."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
-
-
-def _stamp(model: onnx.ModelProto, steps: Pipeline, seed: int, table: CalibrationTable | None) -> None:
-    """Say in the model's metadata how it was made."""
-    made = {"pipeline": str(steps), "seed": str(seed), **{f"version.{k}": v for k, v in versions().items()}}
-    if table is not None:
-        made |= {"calibration.digest": table.data_digest, "calibration.samples": str(table.samples)}
-    kept = [(p.key, p.value) for p in model.metadata_props if not p.key.startswith("onnxq.")]
-    del model.metadata_props[:]
-    for key, value in (*kept, *((f"onnxq.{k}", v) for k, v in made.items())):
-        model.metadata_props.add(key=key, value=value)
-
-
-def peak_rss_bytes() -> int:
-    """Peak resident memory of this process, 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def _calibration(table: CalibrationTable | None, data: Dataset | None) -> dict[str, Any] | None:
     if table is None:
         return None
     source = data.source if data is not None else None
     return {"source": source, "samples": table.samples, "digest": table.data_digest}
-
-
-def _report(
-    model: str | Path | onnx.ModelProto,
-    output: str | Path | None,
-    original: onnx.ModelProto,
-    compiled: onnx.ModelProto,
-    steps: Pipeline,
-    ran: Sequence[Step],
-    program: Program,
-    table: CalibrationTable | None,
-    data: Dataset | None,
-    verification: Verification,
-    clock: _Clock,
-    notes: Sequence[str],
-    warnings: Sequence[str],
-    target: str,
-) -> Report:
-    return Report(
-        model="" if isinstance(model, onnx.ModelProto) else str(model),
-        output="" if output is None else str(output),
-        target=target,
-        pipeline=str(steps),
-        calibration=_calibration(table, data),
-        nodes=verification.nodes,
-        coverage=verification.coverage,
-        difference=verification.difference,
-        speed=verification.speed,
-        float_bytes=original.ByteSize(),
-        quantized_bytes=compiled.ByteSize(),
-        seconds=clock.seconds,
-        peak_rss_bytes=peak_rss_bytes(),
-        versions=versions(),
-        notes=notes,
-        warnings=(*warnings, *(data.warnings() if data is not None else ()), *verification.warnings),
-        facts={step.name: step.result.facts for step in ran if step.result.facts},
-    )

@@ -39,7 +39,8 @@ def input_patches(node: gs.Node, x: Floats, rng: np.random.Generator, count: int
     sample = np.arange(batch).reshape(batch, *[1] * (dims + 1))
     found = np.moveaxis(padded, 1, -1)[(sample, *places)]  # (batch, count, *kernel, C_in)
     grouped = found.reshape(batch * count, -1, group, x.shape[1] // group)
-    return grouped.transpose(2, 0, 1, 3).reshape(group, batch * count, -1)
+    patches: Floats = grouped.transpose(2, 0, 1, 3).reshape(group, batch * count, -1)
+    return patches
 
 
 def conv_pads(

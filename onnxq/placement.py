@@ -5,8 +5,8 @@
 2. In graph order, kernels between coded tensors (Add, Concat, pooling …) become units where that saves a conversion, and
    layout nodes (Reshape, MaxPool …) hand codes on unchanged, sharing one scale with their input.
 
-A tensor is *held* as codes when its producer writes codes and nothing else; a needed tensor that is not held exists in float as
-well, so nodes that stay float read it unharmed.
+A tensor is *held* as codes when its producer writes codes and nothing else. A needed tensor that no unit writes exists in float
+as well, so nodes that stay float read it unharmed; one that a unit writes is emitted as codes, and they read those.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Placement:
         graph, target: what is placed on what.
         skipped: reasons of nodes that must stay float.
         all_products: whether products of two float activations become units.
-        small: products of at most this many weights become units only between codes.
+        small: products of at most this many weights become units only behind codes.
         units: found units by main node name, in no particular order.
         floats: reason of each node that stays float.
         needed: tensors read as codes.
@@ -133,7 +133,7 @@ class Placement:
         )
 
     def _is_tiny(self, node: gs.Node) -> bool:
-        """Whether a small product would not even pay between codes: a few weights, or an activation that needs codes behind it."""
+        """Whether a small product would not even pay behind codes: a few weights, or an activation that makes it write codes."""
         after = self.uses.only_reader(node.outputs[0])
         return bool(node.inputs[1].values.size < TINY) or (after is not None and after.op in RELU)
 
@@ -211,7 +211,7 @@ class Placement:
             if node.op not in SAME_VALUES or not self._is_needed_only(node.outputs[0]):
                 continue
             source = node.inputs[0]
-            if self.uses.only_reader(source) is not node or is_constant(source) or self._rule(node) is None:
+            if self.uses.only_reader(source) is None or is_constant(source) or self._rule(node) is None:
                 continue
             self._hoisted.add(node.name)
             self.needed.add(source.name)
@@ -219,8 +219,10 @@ class Placement:
                 self.held.add(source.name)
 
     def _is_needed_only(self, tensor: gs.Tensor) -> bool:
+        """Whether every reader of the tensor, and there is one, reads codes; what stays float would lose by them."""
         readers = self.uses.readers(tensor)
-        return tensor.name in self.needed and not self.uses.escapes(tensor) and len(readers) > 0
+        coded = all(n.name in self.units or n.name in self._hoisted for n in readers)
+        return tensor.name in self.needed and not self.uses.escapes(tensor) and coded
 
     def _find_rest(self) -> None:
         """Make units of kernels between coded tensors and of layout nodes that hand codes on."""

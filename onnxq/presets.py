@@ -5,13 +5,19 @@ from __future__ import annotations
 from onnxq.errors import UsageError, unknown
 
 GRAPH = "fold-constants fold-batchnorm fold-pad"
-STATIC = "annotate calibrate choose-ranges quantize-weights correct-bias pad-channels"
+READY = f"{GRAPH} flatten-matmul keep-stem"
 
 PRESETS = {
-    "int8": f"{GRAPH} flatten-matmul keep-stem {STATIC} emit-qdq",
+    "int8": (
+        f"{READY} equalize annotate calibrate choose-ranges quantize-weights round-weights correct-bias pad-channels emit-qdq"
+    ),
+    "int8-accurate": (
+        f"{READY} equalize:when=always annotate calibrate:ranges=lp=3 choose-ranges:ranges=lp=3 quantize-weights"
+        " round-weights:when=always correct-bias pad-channels emit-qdq"
+    ),
     "int8-dynamic": f"{GRAPH} quantize-dynamic store-weights",
 }
-WITHOUT_DATA = {"int8": "int8-dynamic"}
+WITHOUT_DATA = {"int8": "int8-dynamic", "int8-accurate": "int8-dynamic"}
 EMITTERS = {"qdq": "emit-qdq", "integer": "emit-integer"}
 
 

@@ -95,7 +95,7 @@ class Program:
         units: the quantized kernels, by the name of their main node.
         floats: reason of each node that stays float, by node name; a pass may write one before annotate runs to keep a node out.
         stored: nodes whose weights are stored as codes but computed in float, by node name, with the reason.
-        statistics: of activations, filled by calibration; a pass that gathers its own puts its name and a slash before the tensor's.
+        statistics: of activations, filled by calibration; a pass with its own puts its name and a slash before the tensor's.
     """
 
     graph: gs.Graph

@@ -1,12 +1,13 @@
 """Round weights to codes so that the columns not yet rounded make up for the error of those that are.
 
-Frantar et al., GPTQ, arXiv 2210.17323, after optimal brain quantization. For one row w of weights, scale s and inputs x with
-H = E[x x^T] + d I, H^-1 = U^T U (U upper triangular), the columns are rounded one after the other:
+Frantar et al., GPTQ, arXiv 2210.17323, after optimal brain quantization. For one row w of weights, scale s and
+inputs x with H = E[x x^T] + d I and H^-1 = U^T U, U upper triangular, the columns are rounded one after the other:
 
     q_j = round(w_j / s)        w_k -= (w_j - s q_j) U_jk / U_jj  for k > j
 
-Columns of falling H_jj come first: their errors cost most, and most columns are left to make up for them. A column whose neighbour in
-the kernel's reduction is rounded already takes what that left of the pair limit (`onnxq.saturation`); the rest is made up for too.
+Columns of large H_jj come first: their errors cost most, and most columns are left to make up for them. A column
+whose neighbour in the kernel's reduction is rounded already takes what that left of the pair limit
+(`onnxq.saturation`); the rest is made up for too.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.float64]
+Floats = NDArray[np.floating]
 
 DAMP = 0.01  # d, as a part of the mean of the diagonal
 BLOCK = 64  # columns whose updates of the later ones are put together
 
 
 def feed_back(
-    rows: Rows, scale: Rows, moment: NDArray[np.floating], partners: NDArray[np.intp], limit: int, largest: int
+    rows: Rows, scale: Rows, moment: Floats, partners: NDArray[np.intp], limit: int, largest: int
 ) -> Rows:
     """Codes of rows of weights.
 
@@ -38,10 +40,14 @@ def feed_back(
     """
     groups, count, size = rows.shape
     order = np.argsort(-np.einsum("gkk->gk", moment), axis=1, kind="stable")  # (groups, K)
-    upper = _inverse_factor(np.take_along_axis(np.take_along_axis(moment, order[:, :, None], 1), order[:, None], 2))
-    work = np.take_along_axis(rows, order[:, None], 2).transpose(0, 2, 1) / scale[:, None]  # (groups, K, rows), in codes
+    upper = _inverse_factor(
+        np.take_along_axis(np.take_along_axis(moment, order[:, :, None], 1), order[:, None], 2)
+    )
+    work = (
+        np.take_along_axis(rows, order[:, None], 2).transpose(0, 2, 1) / scale[:, None]
+    )  # (groups, K, rows)
     codes = np.zeros((groups, size + 1, count))  # the last place is the neighbour of those that have none
-    beside = _places(order, partners)  # (orders, groups, K)
+    beside = _places(order, partners)
     group = np.arange(groups)
     high: Rows | int = largest
     low: Rows | int = -largest
@@ -62,13 +68,13 @@ def feed_back(
     return found
 
 
-def output_error(difference: Rows, moment: NDArray[np.floating]) -> Rows:
+def output_error(difference: Rows, moment: Floats) -> Rows:
     """E[(d x)^2] of each row d of (groups, rows, K), (groups, rows), for E[x x^T] of each group, (groups, K, K)."""
     error: Rows = np.einsum("gok,gok->go", difference @ moment, difference)
     return error
 
 
-def _inverse_factor(moment: NDArray[np.floating]) -> Rows:
+def _inverse_factor(moment: Floats) -> Rows:
     """U of H^-1 = U^T U, (groups, K, K)."""
     size = moment.shape[1]
     damp = DAMP * np.einsum("gkk->g", moment) / size
@@ -80,7 +86,8 @@ def _places(order: NDArray[np.intp], partners: NDArray[np.intp]) -> NDArray[np.i
     """Where the neighbours of the j-th rounded column are in the order of rounding, (orders, groups, K)."""
     groups, size = order.shape
     place = np.full((groups, size + 1), size)
-    np.put_along_axis(place, order, np.broadcast_to(np.arange(size), order.shape), 1)
-    return np.stack(
-        [np.take_along_axis(place, neighbour[order], 1) for neighbour in partners] or [np.zeros((0, groups, size), np.intp)]
-    ).reshape(len(partners), groups, size)
+    np.put_along_axis(place, order, np.arange(size)[None], 1)
+    found = np.empty((len(partners), groups, size), np.intp)
+    for i, neighbours in enumerate(partners):
+        found[i] = np.take_along_axis(place, neighbours[order], 1)
+    return found

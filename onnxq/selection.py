@@ -13,25 +13,35 @@ from onnxq.graph import all_nodes, float_values
 from onnxq.program import Program
 
 
-def skipped_nodes(graph: gs.Graph, patterns: Collection[str]) -> dict[str, str]:
-    """Reason of each node that a pattern names.
+def skipped_nodes(program: Program, patterns: Collection[str]) -> dict[str, str]:
+    """Reason of each node of the graph that a pattern names.
+
+    A node that a pass has rewritten answers to its op in the source model too: `MatMul` names the Gemm made of one. A pattern
+    that only names nodes that are gone, such as a folded BatchNormalization, names nothing that is left.
 
     Args:
         patterns: node names, in which * and ? match as in file names, or op types.
 
     Raises:
-        UsageError: a pattern matches no node.
+        UsageError: a pattern matches no node, neither of the graph nor of the source model.
     """
+    ops: dict[str, set[str]] = {}
+    for name, op in (
+        *((n.name, n.op) for n in program.graph.nodes),
+        *((n.name, n.op_type) for n in program.source.graph.node),
+    ):
+        ops.setdefault(name, set()).add(op)
+    left = {n.name for n in program.graph.nodes}
     reasons: dict[str, str] = {}
     for pattern in patterns:
-        hits = [n for n in graph.nodes if fnmatchcase(n.name, pattern) or n.op == pattern]
+        hits = {name for name, found in ops.items() if fnmatchcase(name, pattern) or pattern in found}
         if not hits:
-            known = {n.name for n in graph.nodes} | {n.op for n in graph.nodes}
+            known = set(ops).union(*ops.values())
             error = unknown("node", pattern, known)
             hint = str(error).split("; ", 1)[1].split("? ", 1)[0]
             near = f"; {hint}?" if hint.startswith("did you mean") else ""
             raise UsageError(f"skip pattern {pattern!r} matches no node name and no op type{near}")
-        reasons |= {n.name: f"skipped by pattern {pattern!r}" for n in hits}
+        reasons |= dict.fromkeys(hits & left, f"skipped by pattern {pattern!r}")
     return reasons
 
 

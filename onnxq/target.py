@@ -116,9 +116,19 @@ ORT_CPU = Target(
         "Gather": Rule("table"),
         **dict.fromkeys(
             (
-                "MaxPool Resize Transpose Reshape Flatten Squeeze Unsqueeze Slice Split DepthToSpace SpaceToDepth"
-                " Pad Expand Tile Identity"
-            ).split(),
+                *(
+                    "MaxPool",
+                    "Resize",
+                    "Transpose",
+                    "Reshape",
+                    "Flatten",
+                    "Squeeze",
+                    "Unsqueeze",
+                    "Slice",
+                    "Split",
+                ),
+                *("DepthToSpace", "SpaceToDepth", "Pad", "Expand", "Tile", "Identity"),
+            ),
             LAYOUT,
         ),
     },
@@ -172,7 +182,8 @@ def _refuse_gemm(node: gs.Node) -> str | None:
         return None
     columns = node.inputs[1].shape[0 if node.attrs.get("transB", 0) else 1]
     values = float_values(bias)
-    return None if values is not None and values.size == columns else "its C is no bias vector"
+    vector = values is not None and values.size == columns and values.shape[-1:] in ((columns,), ())
+    return None if vector else "its C is no bias vector"
 
 
 def _refuse_matmul(node: gs.Node) -> str | None:
@@ -202,6 +213,8 @@ def _refuse_arithmetic(node: gs.Node) -> str | None:
 
 def _refuse_resize(node: gs.Node) -> str | None:
     mode = node.attrs.get("mode", "nearest")
+    if node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        return "it fills with a constant outside its input"
     return None if mode == "nearest" else f"mode {mode} changes codes"
 
 
@@ -219,7 +232,15 @@ def _refuse_pad(node: gs.Node) -> str | None:
 def _refuse_pool(node: gs.Node) -> str | None:
     if rank(node.inputs[0]) not in (3, 4, 5):
         return "the rank of its input is unknown"
-    return "it also writes indices" if len(node.outputs) > 1 else None
+    if len(node.outputs) > 1:
+        return "it also writes indices"
+    if node.op != "AveragePool":
+        return None
+    if any(d != 1 for d in node.attrs.get("dilations", [])):
+        return "the integer kernel has no dilations"
+    if node.attrs.get("ceil_mode", 0) and node.attrs.get("count_include_pad", 0):
+        return "the integer kernel counts padding wrongly where sizes round up"
+    return None
 
 
 CHECKS = {

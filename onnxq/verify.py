@@ -52,12 +52,12 @@ def verify(
     check_model(compiled)
     session, optimized = session_and_optimized(compiled, threads=ctx.threads, provider=ctx.provider)
     float_session = make_session(reference, threads=ctx.threads, provider=ctx.provider)
-    sample = next(ctx.data.batches(1, 1), None) if ctx.data is not None else None
+    sample = next(ctx.data.batches(1), None) if ctx.data is not None else None
     feeds = sample.feeds if sample is not None else guessed_feeds(reference)
     coverage = read_coverage(optimized, _macs(reference, feeds, sample))
     difference = None
     if ctx.data is not None:
-        limit = min(COMPARED, ctx.samples)
+        limit = max(min(COMPARED, ctx.samples), ctx.data.least)
         difference = compare_sessions(float_session, session, ctx.data, limit=limit)
     raced = _race(reference, compiled, feeds, ctx) if speed and feeds is not None else None
     rows = node_rows(reference, program, coverage)

@@ -12,6 +12,7 @@ from onnxq.scheme import QuantScheme
 from onnxq.selection import inside_bodies, skipped_nodes
 from onnxq.target import Target
 
+
 @dataclass(frozen=True)
 class Annotate(Pass):
     """Choose the nodes that run in integers and give their tensors a scheme.
@@ -22,7 +23,7 @@ class Annotate(Pass):
         skip: node names or op types to leave in float; * and ? match as in file names.
         products: which matrix products run in integers: those with `weights`, or `all`, with products of two activations too; the
             default takes those only where both operands are codes anyway.
-        small: products of fewer weights than this stay float where their input is not held as codes.
+        small: products of at most this many weights stay float where their input is not held as codes.
     """
 
     name: ClassVar[str] = "annotate"
@@ -34,7 +35,7 @@ class Annotate(Pass):
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         ctx.target.check_schemes(self.weights, self.activations)
-        skipped = program.floats | skipped_nodes(program.graph, self.skip)
+        skipped = program.floats | skipped_nodes(program, self.skip)
         placed = Placement(program.graph, ctx.target, skipped, self.products == "all", self.small).place()
         program.units = {n.name: placed.units[n.name] for n in program.graph.nodes if n.name in placed.units}
         program.floats = placed.floats | inside_bodies(program.graph, _compute_ops(ctx.target))

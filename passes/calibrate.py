@@ -37,18 +37,29 @@ class Calibrate(Pass):
 
 
 def _has(program: Program, name: str, need: Needs) -> bool:
+    if name not in program.statistics:
+        return False
+    have = program.statistics[name].needs
     return (
-        name in program.statistics
-        and (program.statistics[name].needs | need) == program.statistics[name].needs
+        (have.histogram or not need.histogram)
+        and (have.second_moment or not need.second_moment)
+        and need.channels in (None, have.channels)
     )
 
 
 def needs(program: Program, histogram: bool) -> dict[str, Needs]:
-    """What to gather: the first tensor of each group (the others hold the same values), and channel means of layer inputs."""
-    activations = {d.group for d in program.plan.values() if not d.is_weight}
-    found = {group: Needs(histogram=histogram) for group in sorted(activations)}
+    """What to gather: the first tensor of each group (the others hold the same values), and channel means of layer inputs.
+
+    The group of a table needs nothing: its values are known. No means are gathered of a tensor that layers disagree on.
+    """
+    groups = {d.group for d in program.plan.values() if not d.is_weight}
+    groups -= {tensor for tensor, d in program.plan.items() if d.is_weight}
+    found = {group: Needs(histogram=histogram) for group in sorted(groups)}
+    axes: dict[str, set[int]] = {}
     for unit in program.units.values():
         if unit.weight is not None and unit.inputs:
-            axis = 1 if unit.kind == "Conv" else -1
-            found[unit.inputs[0]] = found.get(unit.inputs[0], Needs()) | Needs(channels=axis)
+            axes.setdefault(unit.inputs[0], set()).add(1 if unit.kind == "Conv" else -1)
+    for tensor, wanted in axes.items():
+        if len(wanted) == 1:
+            found[tensor] = found.get(tensor, Needs()) | Needs(channels=wanted.pop())
     return found

@@ -63,7 +63,7 @@ def _tie_concats(program: Program, ctx: Context, chosen: dict[str, QuantParams])
     Returns:
         The number of groups whose grid became another one's.
     """
-    tied = 0
+    tied, own = 0, dict(chosen)  # own: what a chain of Concats may not drift away from
     for unit in program.units.values():
         if not ctx.target.rules[unit.kind].copies_equal:
             continue
@@ -72,9 +72,9 @@ def _tie_concats(program: Program, ctx: Context, chosen: dict[str, QuantParams])
             float(f(getattr(chosen[g], end) for g in groups)) for f, end in ((min, "low"), (max, "high"))
         )
         shared = affine_params(low, high, program.plan[unit.output].scheme)
-        if float(shared.low) < 0 and any(float(chosen[g].low) >= 0 for g in groups):
+        if float(shared.low) < 0 and any(float(own[g].low) >= 0 for g in groups):
             continue  # a Relu vanishes into its kernel only where the zero point is the smallest code
-        if all(float(chosen[g].scale) * LARGEST_LOSS >= float(shared.scale) for g in groups):
+        if all(float(own[g].scale) * LARGEST_LOSS >= float(shared.scale) for g in groups):
             tied += sum(float(chosen[g].scale) != float(shared.scale) for g in groups)
             chosen.update(dict.fromkeys(groups, shared))
     return tied

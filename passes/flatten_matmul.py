@@ -2,7 +2,8 @@
 
     x (…, K) @ w (K, N) + b (N)  =  reshape(gemm(reshape(x, (-1, K)), w, b), (…, N))
 
-A reshape next to another one is dropped: the second alone says the shape.
+A reshape next to another one is dropped: the second alone says the shape. A Relu or Clip behind the bias stays next to the
+product, in front of the reshape.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import onnx_graphsurgeon as gs
 from onnxq.graph import Names, Uses, constant, float_values, producer, rank, remove_node
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
+from onnxq.target import RELU
 
 FLOAT, INT64 = np.dtype(np.float32), np.dtype(np.int64)
 
@@ -53,7 +55,9 @@ def _obstacle(node: gs.Node, add: gs.Node | None) -> str | None:
         return "no bias is added to it"
     bias = float_values(_other(add, node.outputs[0]))
     columns = weight.shape[1]
-    vector = bias is not None and bias.size == columns == bias.shape[-1] and bias.ndim <= ranks
+    vector = bias is not None and bias.size == columns and bias.shape[-1:] in ((columns,), ())
+    if bias is not None and bias.ndim > ranks:
+        return "what is added to it adds dimensions"
     return None if vector else "what is added to it is no bias vector"
 
 
@@ -62,9 +66,9 @@ def _other(add: gs.Node, tensor: gs.Tensor) -> gs.Tensor:
 
 
 def _rewrite(graph: gs.Graph, names: Names, node: gs.Node, add: gs.Node) -> None:
-    data, weight, result = node.inputs[0], node.inputs[1], add.outputs[0]
+    data, weight, result, uses = node.inputs[0], node.inputs[1], add.outputs[0], Uses(graph)
     bias = _other(add, node.outputs[0])
-    if len(bias.shape) > 1:
+    if len(bias.shape) != 1:
         bias = constant(names, f"{bias.name}_vector", np.ravel(bias.values))
     inner, columns = (int(d) for d in weight.shape)
     ranks = len(data.shape)
@@ -74,18 +78,17 @@ def _rewrite(graph: gs.Graph, names: Names, node: gs.Node, add: gs.Node) -> None
     if ranks == 2:
         graph.nodes.append(gs.Node("Gemm", name, inputs=[data, weight, bias], outputs=[result]))
         return
-    flat = _two_dimensional(graph, names, data, inner)
+    flat = _two_dimensional(graph, names, uses, data, inner)
     product = gs.Variable(names.fresh(f"{name}_flat"), FLOAT, [None, columns])
     graph.nodes.append(gs.Node("Gemm", name, inputs=[flat, weight, bias], outputs=[product]))
-    uses = Uses(graph)
-    reader = uses.only_reader(result)
-    if (
-        reader is not None
-        and reader.op == "Reshape"
-        and reader.inputs[0] is result
-        and _ignores_input(reader)
-    ):
-        reader.inputs[0] = product
+    after = uses.only_reader(result)
+    if after is not None and after.op in RELU:
+        after.inputs[0], result = product, after.outputs[0]
+        product = gs.Variable(names.fresh(f"{after.name}_flat"), FLOAT, [None, columns])
+        after.outputs = [product]
+        after = uses.only_reader(result)
+    if after is not None and after.op == "Reshape" and _ignores_input(after):
+        after.inputs[0] = product
         return
     shape = _output_shape(graph, names, data, name, columns)
     graph.nodes.append(
@@ -93,11 +96,13 @@ def _rewrite(graph: gs.Graph, names: Names, node: gs.Node, add: gs.Node) -> None
     )
 
 
-def _two_dimensional(graph: gs.Graph, names: Names, data: gs.Tensor, inner: int) -> gs.Tensor:
+def _two_dimensional(graph: gs.Graph, names: Names, uses: Uses, data: gs.Tensor, inner: int) -> gs.Tensor:
     """The data as (rows, inner); a reshape that made it is skipped over, and readers of one tensor share one reshape."""
     made = producer(data)
     source = made.inputs[0] if made is not None and made.op == "Reshape" else data
-    for reader in source.outputs:
+    if rank(source) == 2 and source.shape[1] == inner:
+        return source
+    for reader in uses.readers(source):
         target = reader.inputs[1] if reader.op == "Reshape" and reader.inputs[0] is source else None
         if isinstance(target, gs.Constant) and list(target.values) == [-1, inner]:
             return reader.outputs[0]

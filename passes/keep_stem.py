@@ -1,7 +1,7 @@
 """Keep the first convolution and a narrow depthwise one behind it in float.
 
-An 8-bit depthwise kernel works on pixels one after the other; below some width the runtime's float kernels are faster by more than
-the rest of the network gains. At full image resolution that decides whether the whole model gets faster.
+An 8-bit depthwise kernel works on pixels one after the other; below some width the runtime's float kernels are faster by more
+than the rest of the network gains. At full image resolution that decides whether the whole model gets faster.
 """
 
 from __future__ import annotations

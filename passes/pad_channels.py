@@ -58,7 +58,8 @@ def _pad(program: Program, names: Names, node: gs.Node, unit: Unit) -> tuple[Uni
     """Insert a Pad in front of the convolution; the units of both."""
     data, weight = node.inputs[0], node.inputs[1]
     values, decision = float_values(weight), program.plan[weight.name]
-    assert values is not None and decision.codes is not None
+    assert values is not None
+    assert decision.codes is not None
     rank = values.ndim
     extra = [(0, 0), (0, 1)] + [(0, 0)] * (rank - 2)
     amounts = np.zeros(2 * rank, np.int64)

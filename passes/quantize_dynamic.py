@@ -48,7 +48,7 @@ class QuantizeDynamic(Pass):
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         ctx.target.check_schemes(self.weights, UINT8)
-        program.floats |= skipped_nodes(program.graph, self.skip)
+        program.floats |= skipped_nodes(program, self.skip)
         rewriter = _Rewriter(program, self.weights, pair_limit() if ctx.target.pair_limit else 0)
         converted = 0
         for node in list(program.graph.nodes):

@@ -63,7 +63,7 @@ class QuantizeWeights(Pass):
 
 
 def _revive(params: QuantParams) -> QuantParams:
-    """Give channels of zeros, whose scale is arbitrary, the smallest scale of the others, so that their bias keeps its resolution."""
+    """Give channels of zeros, whose scale is arbitrary, the smallest other scale, so that their bias keeps its resolution."""
     if params.scale.ndim == 0:
         return params
     dead = params.scale == 1.0

@@ -1,20 +1,21 @@
 """Round quantized weights anew, each so that it makes up for the rounding of the others on the calibration samples.
 
-See `onnxq.rounding` for the method. E[x x^T] is taken over random patches of the float layers' inputs. A channel keeps the codes of
-least expected error at its output, E[((w - s q) x)^2], so none gets worse than rounded to nearest.
+See `onnxq.rounding` for the method. E[x x^T] is taken over random patches of the float layers' inputs. A channel
+keeps the codes of least expected error at its output, E[((w - s q) x)^2], so none gets worse than rounded to nearest.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxq.affine import QuantParams
+from onnxq.affine import dequantize
 from onnxq.calibration.collect import activations
 from onnxq.graph import float_values
 from onnxq.patches import input_patches
@@ -22,9 +23,11 @@ from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, QuantDecision, Unit
 from onnxq.rounding import feed_back, output_error
 from onnxq.saturation import as_rows, from_rows, kernel_kind, pair_limit, partners
+from onnxq.weights import typical_sqnr_db
 
 MOMENT_BYTES = 256 << 20  # of the matrices held at once
-SHRINKS = (1.0,)  # scales to try, as parts of the one at hand
+TINY = 1e-12
+ENOUGH_DB = 25.0
 
 Moment = NDArray[np.float32]
 
@@ -51,13 +54,16 @@ class RoundWeights(Pass):
     """Round weights with error feedback, so that the outputs of each layer stay close on the calibration samples.
 
     Attributes:
+        when: `needed` leaves networks in whose layers half of the channels keep 25 dB on their grid; `always` rounds all.
         largest: layers that reduce over more values than this are left; the work grows with the cube.
         samples: calibration samples to look at.
         patches: random inputs of each kernel from one sample.
-        saturation: `safe` keeps neighbouring codes within what 16 bits hold on machines without VNNI; `ignore` does not.
+        saturation: `safe` keeps neighbouring codes within what 16 bits hold on machines without VNNI; `ignore`
+            does not.
     """
 
     name: ClassVar[str] = "round-weights"
+    when: Literal["needed", "always"] = "needed"
     largest: int = 1152
     samples: int = 128
     patches: int = 16
@@ -65,20 +71,22 @@ class RoundWeights(Pass):
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         sites, skipped = self._sites(program)
+        if self.when == "needed" and all(_keeps_enough(program, site) for site in sites):
+            reason = f"half of its channels keep {ENOUGH_DB:.0f} dB as they are"
+            return PassResult(0, skipped | {node.name: reason for site in sites for node in site.nodes})
         if ctx.data is None:
             reason = "there are no calibration samples to round by"
             return PassResult(0, skipped | {node.name: reason for site in sites for node in site.nodes})
         limit = pair_limit() if ctx.target.pair_limit and self.saturation == "safe" else 0
-        tensors, gains = program.graph.tensors(), {}
+        tensors, lowered = program.graph.tensors(), {}
         for part in _parts(sites):
             moments = self._moments(program, ctx, part)
             for site in part:
                 values = float_values(tensors[site.weight])
                 assert values is not None
-                decision, gain = _rounded(program.plan[site.weight], site, values, moments[site.weight], limit)
-                program.plan[site.weight] = decision
-                gains[site.weight] = gain
-        return PassResult(len(sites), skipped, {"noise_db": gains})
+                old, weight = program.plan[site.weight], site.weight
+                program.plan[weight], lowered[weight] = _rounded(old, site, values, moments[weight], limit)
+        return PassResult(len(sites), skipped, {"noise_db": lowered})
 
     def _sites(self, program: Program) -> tuple[list[_Site], dict[str, str]]:
         """Weights to round, and the reasons of the nodes that are left."""
@@ -87,7 +95,8 @@ class RoundWeights(Pass):
         for unit in program.units.values():
             if unit.weight is not None and unit.inputs:
                 readers.setdefault(unit.weight, []).append(unit)
-        sites, skipped = [], {}
+        sites: list[_Site] = []
+        skipped: dict[str, str] = {}
         for weight, units in readers.items():
             users = tuple(nodes[u.name] for u in units)
             site = _site(program, weight, units[0], users)
@@ -100,14 +109,20 @@ class RoundWeights(Pass):
 
     def _too_large(self, site: _Site) -> str | None:
         size = site.shape[2]
-        return f"it reduces over {size} values, more than largest={self.largest}" if size > self.largest else None
+        return (
+            f"it reduces over {size} values, more than largest={self.largest}"
+            if size > self.largest
+            else None
+        )
 
     def _moments(self, program: Program, ctx: Context, sites: Sequence[_Site]) -> dict[str, Moment]:
         """E[x x^T] of each site's inputs, (groups, K, K), by weight."""
-        rng, sums = ctx.rng(), {s.weight: np.zeros((s.shape[0], s.shape[2], s.shape[2]), np.float32) for s in sites}
+        rng = ctx.rng()
+        sums = {s.weight: np.zeros((s.shape[0], s.shape[2], s.shape[2]), np.float32) for s in sites}
         counts = dict.fromkeys(sums, 0)
         names = list(dict.fromkeys(node.inputs[0].name for site in sites for node in site.nodes))
-        samples = min(self.samples, ctx.samples)
+        assert ctx.data is not None
+        samples = max(min(self.samples, ctx.samples), ctx.data.least)
         for _, values in activations(program, ctx, names, samples, "rounding"):
             for site in sites:
                 for node in site.nodes:
@@ -115,6 +130,16 @@ class RoundWeights(Pass):
                     sums[site.weight] += x.transpose(0, 2, 1) @ x
                     counts[site.weight] += x.shape[1]
         return {weight: total / np.float32(max(counts[weight], 1)) for weight, total in sums.items()}
+
+
+def _keeps_enough(program: Program, site: _Site) -> bool:
+    """Whether half of the output channels keep ENOUGH_DB with the codes that they have."""
+    decision = program.plan[site.weight]
+    values = float_values(site.nodes[0].inputs[1])
+    assert values is not None
+    assert decision.codes is not None
+    assert decision.params is not None
+    return typical_sqnr_db(values, dequantize(decision.codes, decision.params), site.axis) >= ENOUGH_DB
 
 
 def _site(program: Program, weight: str, unit: Unit, nodes: tuple[gs.Node, ...]) -> _Site | str:
@@ -148,28 +173,19 @@ def _parts(sites: Sequence[_Site]) -> Iterator[list[_Site]]:
 def _rounded(
     decision: QuantDecision, site: _Site, values: NDArray[np.float32], moment: Moment, limit: int
 ) -> tuple[QuantDecision, float]:
-    """The decision with the best codes found, and by how many dB they lower the expected error."""
+    """The decision with the better codes of each channel, and by how many dB they lower the expected error."""
     params, codes = decision.params, decision.codes
-    assert params is not None and codes is not None
-    rows = as_rows(values, site.kind, site.axis).reshape(site.shape).astype(np.float64)
-    nearest = as_rows(codes, site.kind, site.axis).reshape(site.shape).astype(np.float64)
+    assert params is not None
+    assert codes is not None
+    rows, nearest = (
+        as_rows(w.astype(np.float64), site.kind, site.axis).reshape(site.shape) for w in (values, codes)
+    )
     scale = np.broadcast_to(params.scale.astype(np.float64), codes.shape[site.axis]).reshape(site.shape[:2])
     largest = (1 << (decision.scheme.bits - 1)) - 1
-    beside = partners(codes.shape, site.kind, site.axis)
-    trials, steps = [nearest], [scale]
-    for shrink in SHRINKS:
-        steps.append((scale * shrink).astype(np.float32).astype(np.float64))
-        trials.append(feed_back(rows, steps[-1], moment, beside, limit, largest))
-    errors = np.stack([output_error(rows - t * s[:, :, None], moment) for t, s in zip(trials, steps, strict=True)])
-    if params.axis is None:  # one scale for all: that of the least sum, and of the two trials with the first one the better
-        errors[1] = np.where(errors[0] < errors[1], np.inf, errors[1])
-    best = errors.argmin(axis=0) if params.axis is not None else errors.argmin(axis=0)
-    index = best[None, :, :, None]
-    found = np.take_along_axis(np.stack(trials), index, 0)[0]
-    step = np.take_along_axis(np.stack(steps), best[None], 0)[0]
-    after, before = float(np.take_along_axis(errors, best[None], 0).sum()), float(errors[0].sum())
-    flat = found.reshape(-1, site.shape[2]).astype(codes.dtype)
+    fed = feed_back(rows, scale, moment, partners(codes.shape, site.kind, site.axis), limit, largest)
+    before, after = (output_error(rows - trial * scale[:, :, None], moment) for trial in (nearest, fed))
+    best = np.where((after < before)[:, :, None], fed, nearest)
+    flat = best.reshape(-1, site.shape[2]).astype(codes.dtype)
+    left = float(np.minimum(after, before).sum() / max(before.sum(), TINY))
     new = from_rows(flat, codes.shape, site.kind, site.axis)
-    scales = params.scale if params.axis is None else step.ravel().astype(np.float32)
-    gain = 10.0 * np.log10(before / after) if after > 0 else 0.0
-    return replace(decision, params=replace(params, scale=scales), codes=new), float(gain)
+    return replace(decision, codes=new), 10.0 * math.log10(max(left, TINY))

@@ -69,7 +69,7 @@ class StoreWeights(Pass):
 
     def _sites(self, program: Program) -> dict[str, list[gs.Node]]:
         """Nodes whose weights can be stored, by name of the weight; the reasons of the others are noted."""
-        skipped = skipped_nodes(program.graph, self.skip)
+        skipped = skipped_nodes(program, self.skip)
         sites: dict[str, list[gs.Node]] = {}
         for node in program.graph.nodes:
             if node.op not in OPS or not is_standard(node):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import settings
 from numpy.typing import NDArray
 from onnx import ModelProto, helper, numpy_helper, parser, printer
 from onnx.reference import ReferenceEvaluator
@@ -20,6 +21,8 @@ from onnxq.program import Program
 from onnxq.target import ORT_CPU
 
 ROOT = Path(__file__).parent.parent
+settings.register_profile("steady", derandomize=True, deadline=None)  # the same examples on every machine
+settings.load_profile("steady")
 Arrays = Mapping[str, NDArray[Any]]
 
 

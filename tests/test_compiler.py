@@ -1,4 +1,4 @@
-"""The whole road, on the models that ship: what comes out loads, agrees with float, runs in integers, and says how it was made."""
+"""The whole road, on the models that ship: the output loads, agrees with float, runs in integers, and says how it was made."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_without_data_the_model_is_smaller_and_as_good(models_dir: Path, name: s
     done = onnxq.compile_model(models_dir / f"{name}.onnx", threads=1, speed=False)
     assert accuracy(models_dir, done.model) >= accuracy(models_dir, models_dir / f"{name}.onnx") - 0.0051
     assert done.report.quantized_bytes < done.report.float_bytes / 2.5
-    assert any("no calibration data" in note for note in done.report.notes)
+    assert any("no calibration data" in sentence for sentence in done.report.warnings)
 
 
 def test_the_same_inputs_give_the_same_bytes(models_dir: Path, tmp_path: Path) -> None:
@@ -61,7 +61,9 @@ def test_interface_and_metadata_are_kept(models_dir: Path) -> None:
     source = onnx.load(models_dir / "digits_cnn.onnx")
     source.metadata_props.add(key="author", value="somebody")
     done = onnxq.compile_model(source, models_dir / "digits_calib.npz", threads=1, speed=False)
-    assert [i.SerializeToString() for i in done.model.graph.input] == [i.SerializeToString() for i in source.graph.input]
+    assert [i.SerializeToString() for i in done.model.graph.input] == [
+        i.SerializeToString() for i in source.graph.input
+    ]
     assert [o.SerializeToString() for o in done.model.graph.output] == [
         o.SerializeToString() for o in source.graph.output
     ]
@@ -75,13 +77,17 @@ def test_interface_and_metadata_are_kept(models_dir: Path) -> None:
 def test_the_pipeline_in_the_metadata_makes_the_model_again(models_dir: Path) -> None:
     done = compiled(models_dir, "digits_cnn", weights="int8:tensor", skip=("stem.*",))
     again = compiled(models_dir, "digits_cnn", pipeline=done.report.pipeline)
-    assert again.model.SerializeToString(deterministic=True) == done.model.SerializeToString(deterministic=True)
+    assert again.model.SerializeToString(deterministic=True) == done.model.SerializeToString(
+        deterministic=True
+    )
 
 
 def test_a_saved_table_replaces_the_data(models_dir: Path, tmp_path: Path) -> None:
     table = tmp_path / "table.npz"
     first = compiled(models_dir, "digits_cnn", save_calibration=table)
-    second = onnxq.compile_model(models_dir / "digits_cnn.onnx", load_calibration=table, threads=1, speed=False)
+    second = onnxq.compile_model(
+        models_dir / "digits_cnn.onnx", load_calibration=table, threads=1, speed=False
+    )
     assert [t.SerializeToString() for t in second.model.graph.initializer] == [
         t.SerializeToString() for t in first.model.graph.initializer
     ]
@@ -94,7 +100,9 @@ def test_a_skipped_layer_stays_float_and_exact(models_dir: Path) -> None:
     row = next(r for r in done.report.nodes if r.name == "stage2.unit1.conv")
     assert (row.status, row.reason) == ("float", "skipped by pattern 'stage2.unit1.conv'")
     feeds = {"image": np.load(models_dir / "digits_test.npz")["image"][:64]}
-    optimized, plain = (make_session(done.model, threads=1, optimize=o).run(None, feeds)[0] for o in (True, False))
+    optimized, plain = (
+        make_session(done.model, threads=1, optimize=o).run(None, feeds)[0] for o in (True, False)
+    )
     # integer kernels round a requantized sum once where Q/DQ arithmetic in float rounds twice: a step or two of the logits
     assert sqnr_db(plain, optimized) > 40
 
@@ -104,3 +112,5 @@ def test_a_model_of_a_format_that_data_needs_is_refused_without(models_dir: Path
         onnxq.compile_model(models_dir / "digits_cnn.onnx", ranges="mse")
     with pytest.raises(onnxq.UsageError, match="names its own emission pass"):
         onnxq.compile_model(models_dir / "digits_cnn.onnx", pipeline="fold-constants", form="qdq")
+    with pytest.raises(onnxq.UsageError, match="not both"):
+        onnxq.compile_model(models_dir / "digits_cnn.onnx", pipeline="fold-constants", preset="int8")

@@ -24,12 +24,14 @@ if not os.environ.get("ONNXQ_DATA"):
 def feeds(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepared feeds of the smaller tasks."""
     folder = tmp_path_factory.mktemp("feeds")
-    words = [sys.executable, data_dir / "prepare.py", folder, "cifar10", "kws", "ncf", "mnist"]
+    words = [sys.executable, str(data_dir / "prepare.py"), str(folder), "cifar10", "kws", "ncf", "mnist"]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     return folder
 
 
-def compared(data_dir: Path, feeds: Path, model: str, task: str, **options: str) -> tuple[onnxq.CompiledModel, Difference]:
+def compared(
+    data_dir: Path, feeds: Path, model: str, task: str, **options: str
+) -> tuple[onnxq.CompiledModel, Difference]:
     """A compiled model and its difference from float on test samples."""
     path = data_dir / "models" / f"{model}.onnx"
     done = onnxq.compile_model(path, feeds / f"{task}.calib.npz", speed=False, **options)  # type: ignore[arg-type]
@@ -61,7 +63,9 @@ def test_small_classifiers_agree_with_float(data_dir: Path, feeds: Path, model: 
     _, difference = compared(data_dir, feeds, model, task)
     assert difference.main is not None
     assert difference.main.agreement is not None
-    assert difference.main.agreement >= 0.97  # a point of accuracy lost would need more than a point of disagreement
+    assert (
+        difference.main.agreement >= 0.97
+    )  # a point of accuracy lost would need more than a point of disagreement
 
 
 def test_tables_are_looked_up_as_codes(data_dir: Path, feeds: Path) -> None:

@@ -36,17 +36,17 @@ CHAIN = (
     ],
 )
 def test_patterns_match_names_and_op_types(patterns: tuple[str, ...], names: set[str]) -> None:
-    assert set(skipped_nodes(program(CHAIN).graph, patterns)) == names
+    assert set(skipped_nodes(program(CHAIN), patterns)) == names
 
 
 def test_a_pattern_is_not_matched_against_part_of_an_op_type() -> None:
     with pytest.raises(UsageError, match=r"skip pattern 'Rel\?' matches no node name and no op type"):
-        skipped_nodes(program(CHAIN).graph, ("Rel?",))
+        skipped_nodes(program(CHAIN), ("Rel?",))
 
 
 def test_a_mistyped_pattern_names_its_neighbour() -> None:
     with pytest.raises(UsageError, match="did you mean 'Relu'"):
-        skipped_nodes(program(CHAIN).graph, ("Rellu",))
+        skipped_nodes(program(CHAIN), ("Rellu",))
 
 
 def test_only_float_nodes_of_the_source_without_a_fate_get_a_reason() -> None:

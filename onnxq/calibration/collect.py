@@ -84,7 +84,7 @@ def _unexposed(program: Program, names: list[str]) -> list[str]:
 
 def _batches(data: Dataset, samples: int, session: ort.InferenceSession, names: list[str]) -> Iterator[Batch]:
     """Batches of as many samples as keep the tensors within ACTIVATION_BYTES, judged by the first sample."""
-    first = next(data.batches(1, 1), None)
+    first = next(data.batches(1), None)  # without a limit, which may be less than a fixed batch
     if first is None:
         raise DataError(f"{data.source} has no samples")
     held = sum(v.nbytes for v in run(session, first.feeds, names).values())

@@ -87,7 +87,9 @@ class Histogram:
             math.frexp(largest)[1] - 24
             if largest
             else MIN_EXPONENT,  # bin numbers below 2^24: exact in float32
-            math.frexp(high - low)[1] - 12 if high > low else MIN_EXPONENT,  # one less would need 4097 bins
+            math.frexp(high - low)[1] - 13
+            if high > low
+            else MIN_EXPONENT,  # the difference may have rounded up
             MIN_EXPONENT,
         )
         while True:

@@ -66,7 +66,7 @@ def compile_file(
         model,
         calibration,
         samples=512 if samples is None else samples,
-        preset="int8" if preset is None else preset,
+        preset=preset,
         pipeline=pipeline,
         weights=weights,
         activations=activations,

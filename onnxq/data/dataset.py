@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.data.inputs import InputSpec
+from onnxq.data.inputs import InputSpec, fixed_batch
 from onnxq.data.watch import ConstantWatch
 from onnxq.errors import DataError, UsageError
 
@@ -58,6 +58,11 @@ class Dataset(ABC):
     @abstractmethod
     def _batches(self, batch: int, limit: int | None) -> Iterator[Batch]:
         """The checked batches of one pass over the source."""
+
+    @property
+    def least(self) -> int:
+        """Samples of the smallest batch: a limit below it leaves nothing."""
+        return 1 if self.whole else fixed_batch(self.inputs) or 1
 
     def count(self) -> int | None:
         """Samples in the source, None when that takes reading it."""

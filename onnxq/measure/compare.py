@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from onnxq.data import Dataset
 from onnxq.errors import ModelError
+from onnxq.model.messages import one_sentence
+from onnxq.model.session import RUNTIME_ERRORS
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -133,12 +135,8 @@ def run(
         return dict(
             zip(names, session.run(names, {k: v for k, v in feeds.items() if k in wanted}), strict=True)
         )
-    except Exception as error:
-        if type(error).__module__.startswith("onnxruntime") or isinstance(error, ValueError | RuntimeError):
-            raise ModelError(
-                f"onnxruntime failed to run the model: {str(error).splitlines()[0][:300]}"
-            ) from error
-        raise
+    except RUNTIME_ERRORS as error:
+        raise ModelError(f"onnxruntime failed to run the model: {one_sentence(error)}") from error
 
 
 def compare_sessions(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -29,7 +29,7 @@ INTEGER_KERNELS = {
     "QLinearReduceMean",
 }
 CONVERSIONS = {"QuantizeLinear", "DequantizeLinear"}
-SUFFIX = re.compile(r"(_token_\d+|_nhwc|/duplicated|_quant|_Q?Gemm|_gemm|_MatMul\w*)+$")
+SUFFIX = re.compile(r"(_token_\d+|_nhwc|/duplicated|/MatMulAddFusion|_quant|_Q?Gemm|_gemm|_MatMul\w*)$")
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,18 @@ class Coverage:
         return self.integer_macs / self.total_macs if self.total_macs else None
 
 
-def base_name(name: str) -> str:
-    """A node's name without what onnxruntime appends when it fuses or moves the node."""
-    return SUFFIX.sub("", name)
+def base_names(name: str) -> Iterator[str]:
+    """A node's name, then what is left of it when endings that onnxruntime appends to moved and fused nodes are cut, one by one.
+
+    Which of them the node had in the model only the model can tell: a user's own name may end like that.
+
+    >>> list(base_names("head_gemm_token_12"))
+    ['head_gemm_token_12', 'head_gemm', 'head']
+    """
+    yield name
+    shorter = SUFFIX.sub("", name)
+    if shorter != name:
+        yield from base_names(shorter)
 
 
 def read_coverage(optimized: onnx.ModelProto, macs: Mapping[str, int]) -> Coverage:
@@ -70,7 +79,7 @@ def read_coverage(optimized: onnx.ModelProto, macs: Mapping[str, int]) -> Covera
     integer = set()
     for node in optimized.graph.node:
         if node.op_type in INTEGER_KERNELS:
-            integer |= {node.name, base_name(node.name)}
+            integer |= set(base_names(node.name))
     return Coverage(
         integer_macs=sum(count for name, count in macs.items() if name in integer),
         total_macs=sum(macs.values()),

@@ -57,7 +57,9 @@ def guessed_feeds(model: onnx.ModelProto) -> dict[str, Any] | None:
         if dtype.kind not in "biuf":
             return None
         guess = 224 if len(kind.shape.dim) == 4 else 16
-        feeds[value.name] = np.zeros([d.dim_value or (guess if i else 1) for i, d in enumerate(kind.shape.dim)], dtype)
+        feeds[value.name] = np.zeros(
+            [d.dim_value or (guess if i else 1) for i, d in enumerate(kind.shape.dim)], dtype
+        )
     return feeds
 
 

@@ -36,7 +36,13 @@ def _scores(outputs: dict[str, Array], labels: Array | None, metric: str) -> tup
         raise DataError(
             f"metric {metric!r} needs one class label per sample; outputs are {scores.shape}, labels {labels.shape}"
         )
-    return scores, labels.astype(np.int64)
+    classes = labels.astype(np.int64)
+    if classes.size and (classes.min() < 0 or classes.max() >= scores.shape[1] or np.any(classes != labels)):
+        raise DataError(
+            f"metric {metric!r} needs labels that are whole numbers from 0 to {scores.shape[1] - 1};"
+            f" they range from {labels.min()} to {labels.max()}"
+        )
+    return scores, classes
 
 
 def top1(outputs: dict[str, Array], labels: Array | None) -> float:
@@ -49,7 +55,7 @@ def top5(outputs: dict[str, Array], labels: Array | None) -> float:
     """Share of samples whose label is among the five largest scores."""
     scores, classes = _scores(outputs, labels, "top5")
     count = min(5, scores.shape[1])
-    best = np.argpartition(-scores, count - 1, axis=1)[:, :count]
+    best = np.argpartition(-scores.astype(np.float64), count - 1, axis=1)[:, :count]
     return float((best == classes[:, None]).any(axis=1).mean())
 
 
@@ -92,6 +98,19 @@ def find_metric(name: str) -> Metric:
     return load_function(name, "metric")
 
 
+def _joined(name: str, values: list[Array]) -> Array:
+    """One output of all batches."""
+    if not np.ndim(values[0]):
+        return np.stack(values)
+    shapes = {np.shape(v)[1:] for v in values}
+    if len(shapes) > 1:
+        first, second = sorted(shapes)[:2]
+        raise DataError(
+            f"a metric needs outputs of one shape; those of {name!r} have samples of {first} and of {second}"
+        )
+    return np.concatenate(values)
+
+
 def evaluate_session(
     session: ort.InferenceSession,
     data: Dataset,
@@ -120,14 +139,11 @@ def evaluate_session(
             labels.append(part.labels)
         samples += part.size
         progress(samples)
-    outputs = {
-        name: np.concatenate(values) if np.ndim(values[0]) else np.stack(values)
-        for name, values in parts.items()
-    }
+    outputs = {name: _joined(name, values) for name, values in parts.items()}
     everything = np.concatenate(labels) if labels else None
     if metric in METRICS:
         return Evaluation(metric, measure(outputs, everything), samples)
     try:
         return Evaluation(metric, float(measure(outputs, everything)), samples)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+    except Exception as error:  # a user's function may raise anything
         raise OnnxqError(f"metric {metric!r} failed: {type(error).__name__}: {error}") from error

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 
-NOISE = (
-    re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : "),
-    re.compile(
-        r"(Load model from \S+ failed:|Exception during initialization:|Fatal error:|This is an invalid model\.)\s*"
-    ),
-    re.compile(
-        r"\S*/\S+\.(?:cc|h|cpp):\d+:? (?:\w+: (?=Assertion)|[^()]*(?:\([^()]*\))*(?:::<lambda\(.*?\)>)?(?:::\w+)?(?: const)? )"
-    ),
-    re.compile(r"==> Context:.*"),
-    re.compile(r"\[(?:ShapeInferenceError|TypeInferenceError)\]\s*"),
+SOURCE = r"\S*/\S+\.(?:cc|h|cpp):\d+:? "
+FUNCTION = (
+    r"[\w:~&*<> ]+\([^()]*(?:\([^()]*\)[^()]*)*\)(?:::<lambda\([^)]*\)>)?(?: const)?(?: \[with [^\]]*\])? "
+)
+NOISE = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"\[ONNXRuntimeError\] : \d+ : \w+ : ",
+        r"Load model from \S+ failed:\s*",
+        r"(?:Exception during initialization:|Fatal error:|This is an invalid model\.)\s*",
+        rf"{SOURCE}(?:[\w()]+: (?=Assertion)|{FUNCTION})",
+        r"==> Context:.*",
+        r"\[(?:ShapeInferenceError|TypeInferenceError)\]\s*",
+    )
 )
 
 

@@ -7,30 +7,34 @@ touched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from onnx import (
     GraphProto,
     ModelProto,
     NodeProto,
-    TensorProto,
-    TypeProto,
     ValueInfoProto,
     defs,
     helper,
-    numpy_helper,
 )
 from onnx.shape_inference import InferenceError
 from onnx.version_converter import ConvertError, convert_version
 
 from onnxq.errors import ModelError
+from onnxq.model.adapters import (
+    ALONG_AXIS,
+    NoConversionError,
+    Scope,
+    flattened,
+    keep_sampling,
+    over_one_axis,
+    slopes_by_channel,
+)
 from onnxq.model.messages import one_sentence
 from onnxq.model.names import FreshNames, tensor_names
 from onnxq.model.tensors import subgraphs
 
 DEFAULT = ("", "ai.onnx")
-ALONG_AXIS = {"Softmax", "LogSoftmax", "Hardmax"}
 
 
 def default_opset(model: ModelProto) -> int | None:
@@ -53,7 +57,7 @@ def upgrade_opset(model: ModelProto, target: int) -> bool:
         return True
     if current >= target:
         return False
-    _Upgrade(current, target, FreshNames(tensor_names(model.graph))).graph(model.graph, {}, {})
+    _Upgrade(current, target, FreshNames(tensor_names(model.graph))).graph(model.graph, None)
     for entry in model.opset_import:
         if entry.domain in DEFAULT:
             entry.version = target
@@ -67,70 +71,53 @@ class _Upgrade:
     fresh: FreshNames
     known: dict[bytes, ModelProto] = field(default_factory=dict)  # conversions by single-node model
 
-    def graph(
-        self, graph: GraphProto, types: Mapping[str, TypeProto], constants: Mapping[str, TensorProto]
-    ) -> None:
-        """Convert the nodes of a graph and of its bodies; the mappings hold what the graph may capture."""
-        infos = (*graph.value_info, *graph.input, *graph.output)
-        types = {**types, **{i.name: i.type for i in infos if i.HasField("type")}}
-        constants = {**constants, **{t.name: t for t in graph.initializer}}
+    def graph(self, graph: GraphProto, outer: Scope | None) -> None:
+        """Convert the nodes of a graph and of its bodies."""
+        scope = Scope.inside(graph, outer)
         nodes: list[NodeProto] = []
         for node in graph.node:
             for body in subgraphs(node):
-                self.graph(body, types, constants)
-            nodes.extend(
-                [node] if self._same(node, types) else self._converted(node, graph, types, constants)
-            )
+                self.graph(body, scope)
+            try:
+                nodes.extend([node] if self._same(node) else self._converted(node, scope))
+            except NoConversionError as reason:
+                name = f" {node.name!r}" if node.name else ""
+                raise ModelError(
+                    f"cannot raise the model from opset {self.current} to {self.target}: "
+                    f"{node.op_type} node{name} has no conversion ({reason})"
+                ) from None
         del graph.node[:]
         graph.node.extend(nodes)
 
-    def _same(self, node: NodeProto, types: Mapping[str, TypeProto]) -> bool:
-        """Whether the node means the same in both versions as it stands."""
+    def _same(self, node: NodeProto) -> bool:
+        """Whether the operator did not change, or only in the types that it takes."""
         if node.domain not in DEFAULT:
             return True
         try:
             old = defs.get_schema(node.op_type, self.current)
             new = defs.get_schema(node.op_type, self.target)
         except defs.SchemaError:
-            raise self._refused(node, "this operator is not known") from None
-        if old.since_version == new.since_version and not new.deprecated:
-            return True
+            raise NoConversionError("this operator is not known") from None
         if any(True for _ in subgraphs(node)):
-            if node.op_type == "Scan" and self.current < 9:
-                raise self._refused(node, "its batch axis was dropped in version 9")
+            if node.op_type == "Scan" and self.current < 9 <= self.target:
+                raise NoConversionError("its batch axis was dropped in version 9")
             return True
-        return self._one_axis(node, types)
+        return old.since_version == new.since_version and not new.deprecated
 
-    def _one_axis(self, node: NodeProto, types: Mapping[str, TypeProto]) -> bool:
-        """Softmax up to version 12 runs over all axes from `axis` on, later over one; the same when the rest are 1."""
-        if node.op_type not in ALONG_AXIS or not self.current < 13 <= self.target:
-            return False
-        shape = _shape(types.get(node.input[0]))
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-        if shape is None or not -len(shape) <= axis < len(shape) or any(n != 1 for n in shape[axis:][1:]):
-            return False
-        if not node.attribute:
-            node.attribute.append(helper.make_attribute("axis", 1))
-        return True
-
-    def _converted(
-        self,
-        node: NodeProto,
-        graph: GraphProto,
-        types: Mapping[str, TypeProto],
-        constants: Mapping[str, TensorProto],
-    ) -> list[NodeProto]:
-        single = self._single(node, types, constants)
+    def _converted(self, node: NodeProto, scope: Scope) -> list[NodeProto]:
+        if node.op_type in ALONG_AXIS and self.current < 13 <= self.target:
+            return [node] if over_one_axis(node, scope) else flattened(node, self.fresh)
+        if node.op_type == "PRelu" and self.current < 7 <= self.target:
+            return slopes_by_channel(node, scope, self.fresh)
+        single = self._single(node, scope)
         key = single.SerializeToString(deterministic=True)
         if key not in self.known:
             self.known[key] = self._convert(single, node)
         result = ModelProto()
         result.CopyFrom(self.known[key])
-        return self._spliced(result.graph, node, graph)
+        return self._spliced(result.graph, node, scope.graph)
 
-    def _single(
-        self, node: NodeProto, types: Mapping[str, TypeProto], constants: Mapping[str, TensorProto]
-    ) -> ModelProto:
+    def _single(self, node: NodeProto, scope: Scope) -> ModelProto:
         """A model of the node alone, its tensors named by position, so that alike nodes give the same model."""
         reads = list(dict.fromkeys(name for name in node.input if name))
         alias = {name: f"read{i}" for i, name in enumerate(reads)}
@@ -146,51 +133,27 @@ class _Upgrade:
         only.output[:] = [f"write{i}" for i in range(len(node.output))]
         model.graph.name = "single"
         for name in reads:
-            if name in constants:
-                model.graph.initializer.add().CopyFrom(constants[name])
+            if name in scope.constants:
+                model.graph.initializer.add().CopyFrom(scope.constants[name])
                 model.graph.initializer[-1].name = alias[name]
             else:
-                model.graph.input.append(ValueInfoProto(name=alias[name], type=types.get(name)))
+                model.graph.input.append(ValueInfoProto(name=alias[name], type=scope.types.get(name)))
         for index, name in enumerate(node.output):
             if name:
-                model.graph.output.append(ValueInfoProto(name=f"write{index}", type=types.get(name)))
+                model.graph.output.append(ValueInfoProto(name=f"write{index}", type=scope.types.get(name)))
         return model
 
     def _convert(self, single: ModelProto, node: NodeProto) -> ModelProto:
         try:
             result: ModelProto = convert_version(single, self.target)
         except (ConvertError, InferenceError, RuntimeError, ValueError, IndexError) as error:
-            raise self._refused(node, one_sentence(error)) from None
+            raise NoConversionError(one_sentence(error)) from None
         for made in result.graph.node:
             if made.op_type == "Resize" and self.current < 11 <= self.target:
-                self._keep_sampling(made, node, result.graph)
+                keep_sampling(made, node, result.graph)
             if defs.get_schema(made.op_type, self.target).deprecated:
-                raise self._refused(node, f"{made.op_type} is no longer part of the operator set")
+                raise NoConversionError(f"{made.op_type} is no longer part of the operator set")
         return result
-
-    def _keep_sampling(self, resize: NodeProto, node: NodeProto, graph: GraphProto) -> None:
-        """Up to version 10 samples lie at index/scale; later that is one of several modes, and not the default."""
-        present = {a.name: a for a in resize.attribute}
-        resize.attribute.append(helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
-        if "mode" in present and present["mode"].s != b"nearest":
-            return
-        if node.op_type == "Upsample":  # whose scales are at least 1
-            resize.attribute.append(helper.make_attribute("nearest_mode", "floor"))
-            return
-        stored = {t.name: t for t in graph.initializer}
-        stored |= {n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant"}
-        if resize.input[2] not in stored:
-            raise self._refused(
-                node, "the rounding of nearest samples is unknown when the scales are not constant"
-            )
-        scales = numpy_helper.to_array(stored[resize.input[2]])
-        if (scales < 1).any() and (scales > 1).any():
-            raise self._refused(
-                node, "nearest samples were rounded up where it shrinks and down where it grows"
-            )
-        resize.attribute.append(
-            helper.make_attribute("nearest_mode", "ceil" if (scales < 1).any() else "floor")
-        )
 
     def _spliced(self, single: GraphProto, node: NodeProto, graph: GraphProto) -> list[NodeProto]:
         """The converted nodes under the names of the model; what the conversion added gets fresh names."""
@@ -215,16 +178,3 @@ class _Upgrade:
         heirs[-1].name, heirs[-1].doc_string = node.name, node.doc_string
         heirs[-1].metadata_props.extend(node.metadata_props)
         return made
-
-    def _refused(self, node: NodeProto, reason: str) -> ModelError:
-        name = f" {node.name!r}" if node.name else ""
-        return ModelError(
-            f"cannot raise the model from opset {self.current} to {self.target}: "
-            f"{node.op_type} node{name} has no conversion ({reason})"
-        )
-
-
-def _shape(tensor_type: TypeProto | None) -> list[int | None] | None:
-    if tensor_type is None or not tensor_type.tensor_type.HasField("shape"):
-        return None
-    return [d.dim_value if d.HasField("dim_value") else None for d in tensor_type.tensor_type.shape.dim]

@@ -7,7 +7,7 @@ types and unique node names. Large weights are set aside meanwhile: onnx's C++ p
 from __future__ import annotations
 
 from google.protobuf.message import DecodeError, EncodeError
-from onnx import ModelProto, TensorProto, defs, helper
+from onnx import GraphProto, ModelProto, TensorProto, defs, helper
 from onnx.inliner import inline_local_functions
 from onnx.shape_inference import InferenceError, infer_shapes
 
@@ -19,9 +19,10 @@ from onnxq.model.names import name_nodes
 from onnxq.model.opset import DEFAULT, default_opset, upgrade_opset
 from onnxq.model.session import make_session
 from onnxq.model.skeleton import check, declared, set_aside, split, undeclare
-from onnxq.model.tensors import all_graphs
+from onnxq.model.tensors import all_graphs, infos
 
 OLDEST_IR = 4  # initializers need not be inputs from this version on
+LONG_VECTOR = 2**16  # elements; shapes, axes and sizes, whose values are worth following, are far shorter
 
 Interface = list[tuple[str, bytes]]
 
@@ -44,6 +45,9 @@ def prepare(model: ModelProto, min_opset: int) -> tuple[ModelProto, tuple[str, .
     bare, more = _inlined(bare)
     notes += more
     for graph in all_graphs(bare.graph):
+        for node in graph.node:
+            if node.domain in DEFAULT:
+                node.ClearField("domain")
         densify(graph)
         lift_constants(graph)
     weights = [*weights, *set_aside(bare)]
@@ -86,10 +90,6 @@ def _normalise(bare: ModelProto, weights: list[TensorProto]) -> list[str]:
     versions = {("" if e.domain in DEFAULT else e.domain): e.version for e in bare.opset_import}
     del bare.opset_import[:]
     bare.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in versions.items())
-    for graph in all_graphs(bare.graph):
-        for node in graph.node:
-            if node.domain in DEFAULT:
-                node.ClearField("domain")
     bare.graph.name = bare.graph.name or "graph"
     stored = {t.name for t in (*weights, *bare.graph.initializer)} | {
         s.values.name for s in bare.graph.sparse_initializer
@@ -123,23 +123,67 @@ def _inlined(bare: ModelProto) -> tuple[ModelProto, list[str]]:
 
 
 def _inferred(bare: ModelProto, weights: list[TensorProto]) -> tuple[ModelProto, str]:
-    """The skeleton with inferred types, or as it was with the reason why not; declared shapes of the interface stay."""
-    stale = ModelProto()
-    stale.CopyFrom(bare)
-    stale.graph.ClearField("value_info")
-    problem = ""
-    for source in (bare, stale):
-        try:
-            result: ModelProto = infer_shapes(declared(source, weights), data_prop=True)
-        except (InferenceError, RuntimeError, ValueError, IndexError, EncodeError, DecodeError) as error:
-            problem = problem or one_sentence(error)
+    """The skeleton with inferred types, or as it was and the reason why not; declared shapes of the interface stay.
+
+    Declarations of inner tensors help, unless they contradict what follows without them.
+    """
+    given, problem = _inference(bare, weights)
+    chosen = given
+    if bare.graph.value_info:
+        undeclared = ModelProto()
+        undeclared.CopyFrom(bare)
+        for graph in all_graphs(undeclared.graph):
+            graph.ClearField("value_info")
+        fresh, _ = _inference(undeclared, weights)
+        if given is None or (fresh is not None and _contradict(given.graph, fresh.graph)):
+            chosen = fresh
+    if chosen is None:
+        return bare, problem
+    for new, old in zip(chosen.graph.output, bare.graph.output, strict=True):
+        if not old.type.HasField("tensor_type") or old.type.tensor_type.HasField("shape"):
+            new.CopyFrom(old)
+    return chosen, ""
+
+
+def _inference(bare: ModelProto, weights: list[TensorProto]) -> tuple[ModelProto | None, str]:
+    try:
+        result: ModelProto = infer_shapes(declared(bare, weights))
+        if not _has_long_vector(result.graph):
+            result = infer_shapes(result, data_prop=True)
+    except (
+        InferenceError,
+        RuntimeError,
+        ValueError,
+        IndexError,
+        MemoryError,
+        EncodeError,
+        DecodeError,
+    ) as error:
+        return None, one_sentence(error)
+    undeclare(result, weights)
+    return result, ""
+
+
+def _has_long_vector(graph: GraphProto) -> bool:
+    """Whether a tensor of rank 1 is long: onnx makes a symbol for each of its elements to follow values."""
+    shapes = (info.type.tensor_type.shape.dim for part in all_graphs(graph) for info in infos(part))
+    return any(len(dims) == 1 and dims[0].dim_value > LONG_VECTOR for dims in shapes)
+
+
+def _contradict(one: GraphProto, other: GraphProto) -> bool:
+    """Whether two graphs declare a tensor with different types, ranks or known dimensions."""
+    declarations = {i.name: i.type.tensor_type for i in one.value_info}
+    for info in other.value_info:
+        a, b = declarations.get(info.name), info.type.tensor_type
+        if a is None or not (a.HasField("shape") and b.HasField("shape")):
             continue
-        undeclare(result, weights)
-        for new, old in zip(result.graph.output, bare.graph.output, strict=True):
-            if not old.type.HasField("tensor_type") or old.type.tensor_type.HasField("shape"):
-                new.CopyFrom(old)
-        return result, ""
-    return bare, problem
+        pairs = zip(a.shape.dim, b.shape.dim, strict=False)
+        known = (d for d in pairs if d[0].HasField("dim_value") and d[1].HasField("dim_value"))
+        if a.elem_type != b.elem_type or len(a.shape.dim) != len(b.shape.dim):
+            return True
+        if any(m.dim_value != n.dim_value for m, n in known):
+            return True
+    return False
 
 
 def _upgraded(bare: ModelProto, weights: list[TensorProto], target: int) -> bool:

@@ -16,6 +16,7 @@ from onnxq.errors import ModelError
 from onnxq.model.messages import one_sentence
 from onnxq.model.tensors import ELEMENTS, tensor_nbytes
 
+LARGEST_MESSAGE = 2**30  # bytes of weights that surely fit into one protobuf message, which ends at 2 GB
 LARGE = 4096  # bytes; axes, shapes, pads and scalars, whose values type inference reads, are far smaller
 PROTOBUF_LIMIT = 2**31 - 1
 
@@ -98,3 +99,12 @@ def check(bare: ModelProto, weights: Sequence[TensorProto]) -> None:
         checker.check_model(model)
     except (checker.ValidationError, ValueError, RuntimeError, MemoryError) as error:
         raise ModelError(f"the model is not valid ONNX: {one_sentence(error)}") from None
+
+
+def model_bytes(model: ModelProto) -> int:
+    """Bytes of the serialized model; to within a few for each large tensor when it is too large to be one message."""
+    weights = sum(tensor_nbytes(tensor) for tensor in model.graph.initializer if tensor.data_type in ELEMENTS)
+    if weights < LARGEST_MESSAGE:
+        return int(model.ByteSize())
+    bare, large = split(model)
+    return int(bare.ByteSize()) + sum(tensor_nbytes(tensor) for tensor in large)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from onnxq.measure.compare import Difference
 from onnxq.measure.coverage import Coverage
 from onnxq.measure.speed import Speed
+from onnxq.pipeline import Step
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Report:
         peak_rss_bytes: peak memory of the process.
         versions: of onnxq and what it stands on.
         notes, warnings: sentences for the user.
-        facts: figures that passes report, by pass.
+        steps: the passes as they ran.
     """
 
     model: str
@@ -69,12 +70,12 @@ class Report:
     versions: Mapping[str, str]
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
-    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    steps: Sequence[Step] = ()
 
     def as_json(self) -> dict[str, Any]:
         """A JSON-ready dict; infinite and missing figures are null."""
         main = self.difference.main if self.difference else None
-        return finite(
+        report: dict[str, Any] = finite(
             {
                 "model": self.model,
                 "output": self.output,
@@ -98,9 +99,10 @@ class Report:
                 "versions": dict(self.versions),
                 "notes": list(self.notes),
                 "warnings": list(self.warnings),
-                "facts": {name: dict(facts) for name, facts in self.facts.items()},
+                "passes": [_step(step) for step in self.steps],
             }
         )
+        return report
 
     def _coverage(self) -> dict[str, Any] | None:
         if self.coverage is None:
@@ -111,6 +113,18 @@ class Report:
             "total_macs": self.coverage.total_macs,
             "kernels": dict(self.coverage.kernels),
         }
+
+
+def _step(step: Step) -> dict[str, Any]:
+    result = step.result
+    skipped, facts = dict(result.skipped), dict(result.facts)
+    return {
+        "pass": step.spec,
+        "seconds": step.seconds,
+        "changed": result.changed,
+        "skipped": skipped,
+        "facts": facts,
+    }
 
 
 def finite(value: Any) -> Any:

@@ -32,9 +32,17 @@ def value(path: Path, info: ValueInfoProto) -> Any:
     return numpy_helper.to_array(TensorProto.FromString(data))
 
 
-def run(session: ort.InferenceSession, feeds: dict[str, Any]) -> list[Any]:
-    names = {i.name for i in session.get_inputs()}
-    found: list[Any] = session.run(None, {name: fed for name, fed in feeds.items() if name in names})
+def session(model: ModelProto) -> ort.InferenceSession | None:
+    """None where the runtime lacks a kernel, as it does for some float64 operators."""
+    try:
+        return make_session(model, threads=1)
+    except ModelError:
+        return None
+
+
+def run(made: ort.InferenceSession, feeds: dict[str, Any]) -> list[Any]:
+    names = {i.name for i in made.get_inputs()}
+    found: list[Any] = made.run(None, {name: fed for name, fed in feeds.items() if name in names})
     return found
 
 
@@ -43,29 +51,33 @@ def run(session: ort.InferenceSession, feeds: dict[str, Any]) -> list[Any]:
 def test_the_model_computes_the_same(case: Path, opset: int) -> None:
     model = load_model(case / "model.onnx")
     prepared, _ = prepare(model, opset)
-    again: ModelProto = to_model(to_graph(prepared), prepared)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        original = ort.InferenceSession(str(case / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    except Exception:  # noqa: BLE001 - onnxruntime's errors have no common class
-        pytest.skip("onnxruntime has no kernels for this model")
+    again = to_model(to_graph(prepared), prepared)
+    original, ours, theirs = session(model), session(prepared), session(again)
+    assert (ours is None) == (theirs is None)
+    if ours is None or theirs is None:
+        assert original is None
+        return
     stored = {t.name for t in model.graph.initializer}
-    inputs = [i for i in model.graph.input if i.name not in stored]
-    feeds = {i.name: value(case / "test_data_set_0" / f"input_{k}.pb", i) for k, i in enumerate(inputs)}
-    expected = run(original, feeds)
-    for other in (prepared, again):
-        for e, f in zip(expected, run(make_session(other, threads=1), feeds), strict=True):
-            np.testing.assert_equal(f, e)  # the same kernels on the same numbers: the same bits
+    data, inputs = case / "test_data_set_0", [i for i in model.graph.input if i.name not in stored]
+    feeds = {info.name: value(data / f"input_{i}.pb", info) for i, info in enumerate(inputs)}
+    found = run(ours, feeds)
+    np.testing.assert_equal(run(theirs, feeds), found)  # the same kernels on the same numbers: the same bits
+    if original is not None:
+        np.testing.assert_equal(found, run(original, feeds))
+    for i, info in enumerate(model.graph.output):
+        expected = value(data / f"output_{i}.pb", info)
+        if info.type.HasField("tensor_type") and expected.dtype.kind == "f":
+            np.testing.assert_allclose(
+                found[i], expected, rtol=1e-3, atol=1e-5
+            )  # as onnx's own runner, for float32
+        else:
+            np.testing.assert_equal(found[i], expected)
 
 
-def test_errors_are_one_sentence(tmp_path: Path) -> None:
-    """Each model cut short at several places is refused, or is a model."""
-    for case in CASES[:: max(1, len(CASES) // 20)]:
-        data = (case / "model.onnx").read_bytes()
-        for part in range(1, 10):
-            (tmp_path / "m.onnx").write_bytes(data[: len(data) * part // 10])
-            try:
-                load_model(tmp_path / "m.onnx")
-            except ModelError as error:
-                assert "\n" not in str(error)
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("case", CASES[::8], ids=lambda case: f"{case.parent.name}-{case.name}")
+def test_a_model_cut_short_is_refused(case: Path, part: float, tmp_path: Path) -> None:
+    data = (case / "model.onnx").read_bytes()
+    (tmp_path / "m.onnx").write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(ModelError, match=r"\A[^\n]+\Z"):
+        load_model(tmp_path / "m.onnx")

@@ -139,6 +139,8 @@ def test_data_outside_the_directory_is_refused(tmp_path: Path) -> None:
         assert "outside" in message or "missing" in message
         assert "'w'" in message
     assert "outside" in refusal(externalized(inside, location="link"))
+    (inside / "w.bin").write_bytes(WEIGHT.tobytes())
+    assert "outside" in refusal(externalized(inside, location=str(inside / "w.bin")))
 
 
 def test_data_that_is_missing_or_does_not_fit(tmp_path: Path) -> None:
@@ -174,14 +176,28 @@ def test_the_digest_is_of_what_is_computed() -> None:
 
 
 def test_the_digest_reads_data_in_attributes() -> None:
-    def constant(value: float) -> ModelProto:
-        model: ModelProto = parser.parse_model(
-            '<ir_version: 8, opset_import: ["" : 17]> g () => (float[1] y)'
-            f" {{ y = Constant <value = float[1] {{{value}}}> () }}"
-        )
-        return model
+    def constant(tensor: TensorProto) -> ModelProto:
+        node = helper.make_node("Constant", [], ["y"], value=tensor)
+        output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])
+        return helper.make_model(helper.make_graph([node], "g", [], [output]))
 
-    assert model_digest(constant(1.0)) != model_digest(constant(2.0))
+    raw = numpy_helper.from_array(np.array([1, 2], np.float32), "v")
+    typed = helper.make_tensor("v", TensorProto.FLOAT, [2], [1.0, 2.0])
+    other = numpy_helper.from_array(np.array([1, 3], np.float32), "v")
+    assert raw != typed
+    assert model_digest(constant(raw)) == model_digest(constant(typed)) != model_digest(constant(other))
+
+
+@pytest.mark.parametrize("equation", [b"ij,j;k->ik", b"ij,j.k->ik", b"i\tj,jk", b"ij,\xa0jk->ik"])
+def test_equations_that_type_inference_would_never_finish_are_refused(equation: bytes) -> None:
+    model: ModelProto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[2, 2] x) => (float[2, 2] y)'
+        ' { [e] y = Einsum<equation = "...ij, ...jk -> ...ik">(x, x) }'
+    )
+    check_model(model)
+    model.graph.node[0].attribute[0].s = equation
+    with pytest.raises(ModelError, match="Einsum node 'e' has the malformed equation"):
+        check_model(model)
 
 
 def test_checking_does_not_change_the_model() -> None:
@@ -206,5 +222,5 @@ def test_storage_counts_packed_types_packed() -> None:
         TensorProto(name="s", data_type=TensorProto.STRING, dims=[1], string_data=[b"abcd"])
     )
     node = model.graph.node.add(op_type="Constant", output=["c"])
-    node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(np.int8([1, 2]))))
+    node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(np.array([1, 2], np.int8))))
     assert storage_bytes(model) == {"float32": 8192, "string": 4, "int4": 3, "int8": 2}

@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper, parser
+from onnx.shape_inference import InferenceError
 
 from onnxq.errors import ModelError
 from onnxq.model.floats import half_types
@@ -38,7 +39,7 @@ def run(model: ModelProto, feeds: Arrays) -> list[NDArray[Any]]:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     found: list[NDArray[Any]] = ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    ).run(None, feeds)
+    ).run(None, {name: np.asarray(fed) for name, fed in feeds.items()})
     return found
 
 
@@ -120,7 +121,7 @@ def test_samples_stay_where_they_were(mode: str, factor: float) -> None:
         opset=10,
         ir=5,
     )
-    model.graph.initializer.append(stored("s", np.float32([1, 1, factor, factor])))
+    model.graph.initializer.append(stored("s", np.array([1, 1, factor, factor], np.float32)))
     assert_same(model, {"x": RNG.normal(size=(1, 1, 5, 5)).astype(np.float32)}, 13, tolerance=1e-6)
 
 
@@ -134,7 +135,7 @@ def test_bodies_are_raised_and_their_names_stay_apart() -> None:
     )
     x = RNG.normal(size=(2, 3, 4)).astype(np.float32)
     for c in (True, False):
-        prepared = assert_same(model, {"x": x, "c": np.bool_(c)}, tolerance=1e-6)
+        prepared = assert_same(model, {"x": x, "c": np.array(c)}, tolerance=1e-6)
     written = [name for node in nodes(prepared) for name in node.output]
     assert len(set(written)) == len(written)
 
@@ -195,7 +196,7 @@ def test_constants_become_initializers() -> None:
           y = Reshape(f, c)
           z = Constant<value_floats = [7.0]>() }"""
     )
-    prepared = assert_same(model, {"x": np.float32([5, 6])})
+    prepared = assert_same(model, {"x": np.array([5, 6], np.float32)})
     assert operators(prepared) == ["Add", "Mul", "Reshape", "Constant"]  # an output needs a node
     values = {t.name: numpy_helper.to_array(t).tolist() for t in prepared.graph.initializer}
     assert values == {"a": [1.0, 2.0], "b": 3.0, "c": [2], "d": ["s", "t"]}
@@ -204,8 +205,8 @@ def test_constants_become_initializers() -> None:
 @pytest.mark.parametrize("coordinates", [False, True])
 def test_sparse_constants_become_dense(coordinates: bool) -> None:
     model = parsed("g (float[2, 3] x) => (float[2, 3] y) { a = Add(x, w)\n y = Add(a, c) }")
-    where = np.int64([[0, 1], [1, 2]]) if coordinates else np.int64([1, 5])
-    sparse = helper.make_sparse_tensor(stored("w", np.float32([7, 8])), stored("i", where), [2, 3])
+    where = np.array([[0, 1], [1, 2]], np.int64) if coordinates else np.array([1, 5], np.int64)
+    sparse = helper.make_sparse_tensor(stored("w", np.array([7, 8], np.float32)), stored("i", where), [2, 3])
     model.graph.sparse_initializer.append(sparse)
     constant = helper.make_node("Constant", [], ["c"], sparse_value=sparse)
     rest = list(model.graph.node)
@@ -223,7 +224,7 @@ def test_local_functions_are_inlined() -> None:
         domains=', "other" : 1',
         functions='<domain: "other", opset_import: ["" : 17]> twice (p) => (q) { q = Add(p, p) }',
     )
-    prepared = assert_same(model, {"x": np.float32([1, 2])})
+    prepared = assert_same(model, {"x": np.array([1, 2], np.float32)})
     assert operators(prepared) == ["Add", "Add"]
     assert not prepared.functions
 
@@ -284,11 +285,40 @@ def test_types_that_contradict_are_noted_or_replaced() -> None:
     prepared, notes = prepare(stale, 13)
     assert notes == ()
     assert prepared.graph.value_info[0].type.tensor_type.shape.dim[0].dim_value == 2
+    mistyped = parsed("g (float[2] x) => (float[2] y) <int64[2] a> { a = Relu(x)\n y = Relu(a) }")
+    assert prepare(mistyped, 13) == prepare(
+        parsed("g (float[2] x) => (float[2] y) { a = Relu(x)\n y = Relu(a) }"), 13
+    )
     wrong = parsed("g (float[2] x) => (float[9] y) { y = Relu(x) }")
-    prepared, notes = prepare(wrong, 13)
-    assert prepared.graph.output == wrong.graph.output
-    assert len(notes) == 1
-    assert notes[0].startswith("types are not all known: ")
+    assert prepare(wrong, 13)[0].graph.output == wrong.graph.output
+
+
+def test_long_vectors_cost_no_memory() -> None:
+    """Following the values of x would take one symbol for each of 2^40 elements."""
+    text = f"g (float[{2**40}] x) => (float[{2**40}] y) {{ a = Cast<to = 1>(x)\n y = Relu(a) }}"
+    prepared, notes = prepare(parsed(text), 17)
+    assert notes == ()
+    assert prepared.graph.value_info[0].type.tensor_type.shape.dim[0].dim_value == 2**40
+
+
+def test_values_of_shapes_are_followed() -> None:
+    text = "g (float[N, 3, 4] x) => (float[A, B] y) { s = Shape(x)\n p = Slice(s, a, b)\n q = Concat<axis = 0>(p, m)"
+    model = parsed(text + "\n r = Reshape(x, q)\n y = Relu(r) }")
+    for name, number in (("a", 1), ("b", 2), ("m", -1)):
+        model.graph.initializer.append(stored(name, np.array([number], np.int64)))
+    (shape,) = (i.type.tensor_type.shape for i in prepare(model, 17)[0].graph.value_info if i.name == "r")
+    assert shape.dim[0].dim_value == 3
+
+
+def test_types_that_cannot_be_inferred_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise InferenceError("[ShapeInferenceError] something is wrong")
+
+    monkeypatch.setattr("onnxq.model.prepare.infer_shapes", failing)
+    model = parsed("g (float[2] x) => (float[2] y) { a = Relu(x)\n y = Relu(a) }")
+    prepared, notes = prepare(model, 17)
+    assert operators(prepared) == ["Relu", "Relu"]
+    assert notes == ("types are not all known: something is wrong",)
 
 
 HALVES = [("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)]
@@ -324,13 +354,13 @@ def test_half_precision_becomes_float32(name: str, dtype: Any, large: bool) -> N
     del inner.graph.node[-2:]  # the casts that write them
     assert half_types(inner) == ()
     x = RNG.normal(size=size).astype(np.float32)
-    y = run(prepared, {"x": x, "c": np.bool_(True)}) if name == "float16" else None
+    y = run(prepared, {"x": x, "c": np.array(True)}) if name == "float16" else None
     if y is not None:
         np.testing.assert_allclose(
             y[0], x * w.astype(np.float32) + w.astype(np.float32), rtol=1e-6, atol=1e-6
         )
         assert [v.dtype for v in y] == [np.float32, np.float16, np.float16]
-        np.testing.assert_array_equal(y[2], np.float16([2, 2, 2]))
+        np.testing.assert_array_equal(y[2], np.array([2, 2, 2], np.float16))
     assert prepare(prepared, 17) == (prepared, ())
 
 
@@ -341,9 +371,9 @@ def test_half_precision_inputs_are_cast_once_for_all_readers() -> None:
           y = If (c) <then_branch = t () => (float16[2] p) { p = Mul(a, x) },
                       else_branch = e () => (float16[2] q) { q = Sub(a, w) }> }"""
     )
-    model.graph.initializer.append(stored("w", np.float16([0.5, 0.25])))
+    model.graph.initializer.append(stored("w", np.array([0.5, 0.25], np.float16)))
     for c in (True, False):
-        prepared = assert_same(model, {"x": np.float16([1, 2]), "c": np.bool_(c)}, 17)
+        prepared = assert_same(model, {"x": np.array([1, 2], np.float16), "c": np.array(c)}, 17)
     casts = [(n.input[0], n.output[0]) for n in nodes(prepared) if n.op_type == "Cast"]
     assert sorted(casts) == [("w_float32", "w"), ("x", "x_float32"), ("y_float32", "y")]
 
@@ -357,7 +387,7 @@ def test_loops_in_half_precision() -> None:
             r = Add(s, x)
             v = Identity(r) }> }"""
     )
-    assert_same(model, {"n": np.int64(3), "x": np.float16([1, 2])}, 17)
+    assert_same(model, {"n": np.array(3), "x": np.array([1, 2], np.float16)}, 17)
 
 
 @pytest.mark.parametrize(
@@ -393,6 +423,18 @@ def test_half_precision_that_a_foreign_operator_needs_stays() -> None:
     assert [(i.name, i.type) for i in prepared.graph.input] == [(i.name, i.type) for i in model.graph.input]
 
 
+def test_half_precision_stays_when_the_result_would_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(model: ModelProto, **_: object) -> None:
+        if any(node.op_type == "Cast" for node in model.graph.node):
+            raise ModelError("no kernel")
+
+    monkeypatch.setattr("onnxq.model.prepare.make_session", refusing)
+    model = parsed("g (float16[2] x) => (float16[2] y) { y = Relu(x) }")
+    prepared, notes = prepare(model, 17)
+    assert operators(prepared) == ["Relu"]
+    assert notes == ("the model stays in float16: no kernel",)
+
+
 def test_casts_at_the_border_are_not_half_precision_arithmetic() -> None:
     model = parsed("g (float16[2] x) => (float[2] y) { a = Cast<to = 1>(x)\n y = Relu(a) }")
     prepared, notes = prepare(model, 17)
@@ -411,3 +453,9 @@ def test_other_types_stay() -> None:
     assert prepared.graph.input == model.graph.input
     assert prepared.graph.output == model.graph.output
     assert notes == ("raised to opset 21",)
+
+
+def test_a_declared_sequence_stays_as_it_is() -> None:
+    model = parsed("g (float[2] x) => (seq(float[N]) y) { y = SequenceConstruct(x) }")
+    model.graph.output[0].type.sequence_type.elem_type.tensor_type.ClearField("shape")
+    assert prepare(model, 17)[0].graph.output == model.graph.output

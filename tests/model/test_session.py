@@ -72,7 +72,11 @@ def test_models_that_the_runtime_refuses(tmp_path: Path, capfd: pytest.CaptureFi
     mistyped = sample(TensorProto.INT8)
     mistyped.graph.node[1].input[1] = "w"
     (tmp_path / "bad.onnx").write_bytes(b"bad")
-    for model in (foreign, mistyped, tmp_path / "bad.onnx", tmp_path / "none.onnx"):
+    unfit: ModelProto = parser.parse_model(  # the runtime would log what its kernel throws
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[1, 1, 2] x, float[1, 6, 2] w, float[1, 6, 2] r) => (y)'
+        " { y = GRU<layout = 1, hidden_size = 2>(x, w, r) }"
+    )
+    for model in (foreign, mistyped, unfit, tmp_path / "bad.onnx", tmp_path / "none.onnx"):
         with pytest.raises(ModelError) as caught:
             make_session(model)
         message = str(caught.value)

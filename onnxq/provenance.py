@@ -1,0 +1,45 @@
+"""How an output was made: versions, and what is written into a model's metadata."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import onnx
+
+from onnxq.calibration.table import CalibrationTable
+
+PACKAGES = ("onnxq", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "scipy")
+PREFIX = "onnxq."
+
+
+def versions() -> dict[str, str]:
+    """Versions of onnxq and the packages that it stands on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def stamp(model: onnx.ModelProto, pipeline: str, seed: int, table: CalibrationTable | None) -> None:
+    """Write pipeline, seed, versions and the digest of the calibration data into the model's metadata; the rest of it stays."""
+    made = {"pipeline": pipeline, "seed": str(seed), **{f"version.{k}": v for k, v in versions().items()}}
+    if table is not None:
+        made |= {"calibration.digest": table.data_digest, "calibration.samples": str(table.samples)}
+    kept = [(p.key, p.value) for p in model.metadata_props if not p.key.startswith(PREFIX)]
+    del model.metadata_props[:]
+    for key, value in (*kept, *((PREFIX + k, v) for k, v in made.items())):
+        model.metadata_props.add(key=key, value=value)
+
+
+def peak_rss_bytes() -> int:
+    """Peak resident memory of this process, 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

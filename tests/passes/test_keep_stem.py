@@ -1,0 +1,109 @@
+"""The first convolution and the narrow depthwise one behind it stay float, and nothing else does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from onnxq.passes.keep_stem import KeepStem
+from onnxq.pipeline import Context, Pipeline
+from onnxq.program import Program
+from onnxq.target import ORT_CPU
+
+Array = NDArray[Any]
+ParseProgram = Callable[..., Program]
+
+FIRST, DEPTH, POINT = "[first] c = Conv(x, w)", "[depth] d = Conv<group=8>(r, k)", "[point] y = Conv(d, p)"
+OUTPUT = "float[N,o,p,q] y"
+SCALARS = {"zero": np.float32(0), "six": np.float32(6)}
+
+
+def weights(channels: int = 8) -> dict[str, Array]:
+    ones = np.ones
+    return {
+        "w": ones((channels, 3, 3, 3), np.float32),
+        "k": ones((channels, 1, 3, 3), np.float32),
+        "p": ones((8, channels, 1, 1), np.float32),
+    }
+
+
+def kept(
+    parse_program: ParseProgram,
+    body: str,
+    constants: Mapping[str, Array],
+    outputs: str = OUTPUT,
+    context: Context = Context(),  # noqa: B008
+) -> set[str]:
+    """Names of nodes that the pass keeps, which annotate then leaves alone."""
+    used = {k: v for k, v in {**SCALARS, **constants}.items() if f"{k})" in body or f"{k}," in body}
+    program = parse_program(f"g (float[N,3,9,8] x) => ({outputs}) {{ {body} }}", used, 17)
+    result = KeepStem().run(program, context)
+    assert result.changed == len(result.skipped)
+    assert program.floats == result.skipped
+    reasons = dict(program.floats)
+    Pipeline.parse("annotate:small=0").run(program, Context())
+    assert {name: program.floats[name] for name in reasons} == reasons
+    assert not set(program.units) & set(reasons)
+    assert "point" in program.units or "point" not in body
+    return set(reasons)
+
+
+@pytest.mark.parametrize(
+    "between",
+    ["r = Relu(c)", "r = Clip(c, zero, six)", "r = LeakyRelu(c)", "r = HardSwish(c)", ""],
+)
+def test_a_first_convolution_and_a_depthwise_one(between: str, parse_program: ParseProgram) -> None:
+    body = f"{FIRST} {between} {DEPTH if between else DEPTH.replace('r,', 'c,')} {POINT}"
+    assert kept(parse_program, body, weights()) == {"first", "depth"}
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs"),
+    [
+        (f"{FIRST} r = Tanh(c) {DEPTH} {POINT}", OUTPUT),  # no activation that the pass knows
+        (f"{FIRST} r = Relu(c) [depth] d = Conv(r, f) {POINT}", OUTPUT),  # not depthwise
+        (f"{FIRST} r = Relu(c) [depth] d = Conv<group=4>(r, h) {POINT}", OUTPUT),
+        (f"{FIRST} r = Relu(c) {DEPTH} {POINT} z = Neg(r)", f"{OUTPUT}, float[N,o,p,q] z"),  # a branch
+        (f"{FIRST} r = Relu(c) {DEPTH} {POINT} z = Neg(c)", f"{OUTPUT}, float[N,o,p,q] z"),
+        (
+            f"{FIRST} r = Relu(c) {DEPTH} {POINT} z = Neg(x)",
+            f"{OUTPUT}, float[N,o,p,q] z",
+        ),  # a second reader of the input
+        (f"{FIRST} r = Relu(c) {DEPTH} {POINT}", f"{OUTPUT}, float[N,o,p,q] c"),
+        (f"{FIRST} r = Relu(c) {DEPTH} {POINT}", f"{OUTPUT}, float[N,o,p,q] r"),
+        (f"[first] c = Conv(t, w) t = Tanh(x) r = Relu(c) {DEPTH} {POINT}", OUTPUT),  # not the first node
+        ("[first] y = Conv(x, w)", OUTPUT),
+        ("y = Tanh(x)", OUTPUT),
+    ],
+)
+def test_other_beginnings_are_quantized(body: str, outputs: str, parse_program: ParseProgram) -> None:
+    if body.startswith("[first] c = Conv(t"):
+        body = f"t = Tanh(x) {body.replace('t = Tanh(x) ', '')}"
+    constants = {**weights(), "f": np.ones((8, 8, 3, 3), np.float32), "h": np.ones((8, 2, 3, 3), np.float32)}
+    assert kept(parse_program, body, constants, outputs) == set()
+
+
+@pytest.mark.parametrize(("channels", "keeps"), [(64, True), (65, False)])
+def test_wide_depthwise_convolutions_are_quantized(
+    channels: int, keeps: bool, parse_program: ParseProgram
+) -> None:
+    body = f"{FIRST} r = Relu(c) {DEPTH.replace('8', str(channels))} {POINT}"
+    assert kept(parse_program, body, weights(channels)) == ({"first", "depth"} if keeps else set())
+
+
+def test_a_target_without_that_weakness_keeps_nothing(parse_program: ParseProgram) -> None:
+    body = f"{FIRST} r = Relu(c) {DEPTH} {POINT}"
+    context = Context(target=replace(ORT_CPU, narrow_depthwise=0))
+    assert kept(parse_program, body, weights(), context=context) == set()
+
+
+def test_every_input_may_have_a_stem(parse_program: ParseProgram) -> None:
+    text = f"""g (float[N,3,9,8] x, float[N,3,9,8] z) => (float[N,o,p,q] y) {{
+        {FIRST} r = Relu(c) {DEPTH} [other] e = Conv(z, w) f = Conv<group=8>(e, k) y = Add(d, f) }}"""
+    program = parse_program(text, {k: v for k, v in weights().items() if k != "p"}, 17)
+    assert KeepStem().run(program, Context()).changed == 4
