@@ -22,9 +22,6 @@ demo: $(BIN)/onnxq  ## compile the model that ships and print accuracy before an
 test: dev  ## run the tests (a few minutes); ONNXQ_DATA=DIR adds the tests on real models
 	$(BIN)/python -m pytest
 
-test-slow: dev  ## run the heavy tests too
-	$(BIN)/python -m pytest -m "slow or not slow"
-
 lint: dev  ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,4 +39,4 @@ bench: dev  ## measure everything that README and docs quote (ONNXQ_DATA needed)
 clean:  ## remove what the build and the tools leave
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis digits_cnn_int8.onnx
 
-.PHONY: help dev demo test test-slow lint format types bench clean
+.PHONY: help dev demo test lint format types bench clean

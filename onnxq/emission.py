@@ -115,11 +115,24 @@ class Borders:
         self._values[tensor] = floats
         return codes
 
-    def quantize_output(self, tensor: str) -> gs.Variable:
-        """A float32 variable for a kernel to write, quantized and dequantized again into the tensor."""
+    def quantize_output(self, tensor: str, bounds: tuple[int, int] | None = None) -> gs.Variable:
+        """A float32 variable for a kernel to write, quantized and dequantized again into the tensor.
+
+        Args:
+            bounds: smallest and largest code to let through; None for all.
+        """
         raw = gs.Variable(self.names.fresh(f"{tensor}_float"), FLOAT, self.tensors[tensor].shape)
         codes = self.hold(tensor)
-        self.append("QuantizeLinear", tensor, [raw, *self.grid(tensor)], [codes])
+        if bounds is None:
+            self.append("QuantizeLinear", tensor, [raw, *self.grid(tensor)], [codes])
+            return raw
+        open_codes = gs.Variable(self.names.fresh(f"{tensor}_unclipped"), codes.dtype, codes.shape)
+        self.append("QuantizeLinear", tensor, [raw, *self.grid(tensor)], [open_codes])
+        ends = [
+            constant(self.names, f"{tensor}_{name}", np.array(code, codes.dtype))
+            for name, code in zip(("low", "high"), bounds, strict=True)
+        ]
+        self.append("Clip", tensor, [open_codes, *ends], [codes])
         return raw
 
     def append(
@@ -231,11 +244,15 @@ def surround(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node]) -> None
         _dequantize_weight(borders, unit, nodes)
     if unit.output not in borders.program.plan:
         return
-    last, after = nodes[unit.nodes[-1]], activation(unit, nodes)
-    if after is not None and is_saturation(after, borders.program.params(unit.output)):
+    last, after, bounds = nodes[unit.nodes[-1]], activation(unit, nodes), None
+    if (
+        after is not None
+    ):  # on codes it is exact, since rounding keeps the order, and leaves the kernel in front of it whole
+        params = borders.program.params(unit.output)
+        bounds = None if is_saturation(after, params) else code_bounds(after, params)
         remove_node(borders.graph, after)
         last = nodes[unit.nodes[-2]]
-    last.outputs = [borders.quantize_output(unit.output)]
+    last.outputs = [borders.quantize_output(unit.output, bounds)]
 
 
 def _dequantize_weight(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node]) -> None:

@@ -83,7 +83,12 @@ class Report:
                 "pipeline": self.pipeline,
                 "calibration": self.calibration,
                 "nodes": [row.as_json() for row in self.nodes],
-                "coverage": self._coverage(),
+                "coverage": self.coverage.share if self.coverage else None,
+                "macs": {
+                    "integer": self.coverage.integer_macs if self.coverage else None,
+                    "total": self.coverage.total_macs if self.coverage else None,
+                },
+                "kernels": dict(self.coverage.kernels) if self.coverage else {},
                 "quality": {
                     "sqnr_db": main.sqnr_db if main else None,
                     "agreement": main.agreement if main else None,
@@ -103,16 +108,6 @@ class Report:
             }
         )
         return report
-
-    def _coverage(self) -> dict[str, Any] | None:
-        if self.coverage is None:
-            return None
-        return {
-            "share": self.coverage.share,
-            "integer_macs": self.coverage.integer_macs,
-            "total_macs": self.coverage.total_macs,
-            "kernels": dict(self.coverage.kernels),
-        }
 
 
 def _step(step: Step) -> dict[str, Any]:
