@@ -27,10 +27,10 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Needs:
-    """What is gathered beyond count, zeros, minimum, maximum and the sums of x, |x| and x^2.
+    """What is gathered beyond count, minimum and maximum.
 
     Attributes:
-        histogram: the distribution, at most 4096 bins.
+        histogram: the distribution, at most 4096 bins, exact zeros, and the sums of x, |x| and x^2.
         channels: axis (may be negative) whose channels each get a minimum, maximum, mean and power; None for none.
         second_moment: the matrix of E[x_i x_j] over pairs of channels, (C, C); it needs `channels`.
     """
@@ -161,9 +161,9 @@ class TensorStatistics:
         name: the tensor, for messages.
         needs: what is gathered.
         count: values seen.
-        zeros: how many of them are exactly zero; the histogram does not hold them.
         minimum, maximum: inf and -inf before the first value.
-        total, total_absolute, total_squares: sums of x, |x|, x^2.
+        zeros: how many values are exactly zero; the histogram does not hold them. 0 without a histogram.
+        total, total_absolute, total_squares: sums of x, |x|, x^2; 0 without a histogram.
         histogram: None unless needed, or before the first value.
         channels: None unless needed, or before the first value.
         products: sum of x_i x_j over positions, (C, C) float64; None unless needed or before the first value.
@@ -180,13 +180,14 @@ class TensorStatistics:
 
     @property
     def mean(self) -> float:
-        """Mean of the values, nan when there are none."""
-        return self.total / self.count if self.count else math.nan
+        """Mean of the values, nan when there are none or no histogram is needed."""
+        return self.total / self.count if self.count and self.needs.histogram else math.nan
 
     @property
     def variance(self) -> float:
-        """Mean squared distance from the mean, nan when there are no values."""
-        return max(self.total_squares / self.count - self.mean**2, 0.0) if self.count else math.nan
+        """Mean squared distance from the mean, nan where the mean is."""
+        mean = self.mean
+        return mean if math.isnan(mean) else max(self.total_squares / self.count - mean**2, 0.0)
 
     @property
     def second_moment(self) -> NDArray[np.float64] | None:
@@ -284,28 +285,27 @@ class TensorStatistics:
             )
         if self.needs.channels is not None:
             self._gather_channels(x, self.needs.channels)
-        if self.needs.histogram:
-            self.histogram = Histogram.covering(self.minimum, self.maximum)
+        if not self.needs.histogram:
+            return
+        self.histogram = Histogram.covering(self.minimum, self.maximum)
         for start in range(0, flat.size, CHUNK):
-            self._gather_chunk(flat[start : start + CHUNK])
-        if self.histogram is not None and self.zeros:
+            self._gather_chunk(flat[start : start + CHUNK], self.histogram)
+        if self.zeros:
             self.histogram.counts[-self.histogram.first] -= self.zeros
 
-    def _gather_chunk(self, chunk: NDArray[np.float32]) -> None:
+    def _gather_chunk(self, chunk: NDArray[np.float32], histogram: Histogram) -> None:
         wide = chunk.astype(np.float64)
         total = float(wide.sum())
         self.total += total
         self.total_squares += float(np.dot(wide, wide))
         self.total_absolute += total if self.minimum >= 0.0 else float(np.abs(wide, out=wide).sum())
         self.zeros += int(np.count_nonzero(chunk == 0.0))
-        if self.histogram is None:
-            return
-        bins = chunk * np.float32(math.ldexp(1.0, -self.histogram.exponent))
-        if self.histogram.exponent > 0 and self.minimum < 0.0:
+        bins = chunk * np.float32(math.ldexp(1.0, -histogram.exponent))
+        if histogram.exponent > 0 and self.minimum < 0.0:
             np.minimum(bins, -TINY, out=bins, where=chunk < 0.0)  # what underflows to -0 belongs to bin -1
         np.floor(bins, out=bins)
-        np.subtract(bins, np.float32(self.histogram.first), out=bins)
-        self.histogram.counts[:] += np.bincount(bins.astype(np.intp), minlength=self.histogram.counts.size)
+        np.subtract(bins, np.float32(histogram.first), out=bins)
+        histogram.counts[:] += np.bincount(bins.astype(np.intp), minlength=histogram.counts.size)
 
     def _gather_channels(self, x: NDArray[np.float32], axis: int) -> None:
         if not -x.ndim <= axis < x.ndim:

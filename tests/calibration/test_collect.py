@@ -73,14 +73,16 @@ def test_statistics_are_those_of_all_samples(source: Source, program: Program) -
 
 
 def test_rows_are_taken_evenly_and_functions_from_the_start(program: Program) -> None:
-    rows = collect(program, context(program, {"x": X}, samples=4), {"x": Needs()}, "calibrating")["x"]
+    rows = collect(
+        program, context(program, {"x": X}, samples=4), {"x": Needs(histogram=True)}, "calibrating"
+    )["x"]
     taken = [int(np.flatnonzero(X.sum((1, 2)) == s)[0]) for s in X.sum((1, 2))]
     assert taken == list(range(37))  # sums tell the samples apart
     assert rows.count == 4 * 12
     assert rows.total != pytest.approx(X[:4].sum(dtype=np.float64))
-    first = collect(program, context(program, feeds_of(3, 20, 14), samples=5), {"x": Needs()}, "calibrating")[
-        "x"
-    ]
+    first = collect(
+        program, context(program, feeds_of(3, 20, 14), samples=5), {"x": Needs(histogram=True)}, "calibrating"
+    )["x"]
     assert first.count == 5 * 12
     assert first.total == pytest.approx(X[:5].sum(dtype=np.float64))
 

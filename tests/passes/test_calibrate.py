@@ -71,7 +71,8 @@ def test_the_statistics_are_those_of_a_run(program: Program) -> None:
         np.testing.assert_allclose(
             [found.minimum, found.maximum], [truth.min(), truth.max()], rtol=1e-5, atol=1e-6
         )
-        np.testing.assert_allclose(found.mean, truth.mean(dtype=np.float64), rtol=1e-5, atol=1e-6)
+        if found.histogram is not None:  # the sums come with it
+            np.testing.assert_allclose(found.mean, truth.mean(dtype=np.float64), rtol=1e-5, atol=1e-6)
     channels = program.statistics["x"].channels
     assert channels is not None
     np.testing.assert_allclose(channels.mean, X["x"].mean((0, 2, 3), np.float64), rtol=1e-6, atol=1e-7)
