@@ -57,11 +57,6 @@ def inside_bodies(graph: gs.Graph, ops: Collection[str]) -> dict[str, str]:
     return {name: f"inside a body of {owner.op} node {owner.name!r}" for name, owner in inner.items()}
 
 
-def is_standard(node: gs.Node) -> bool:
-    """Whether the node's op is one of ONNX's own."""
-    return node.domain in (None, "", "ai.onnx")
-
-
 def writes_float32(node: gs.Node) -> bool:
     """Whether an output of the node is known to be float32."""
     return any(t.dtype == np.float32 for t in node.outputs)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.errors import UsageError, unknown
-from onnxq.graph import float_values, is_constant, present, rank
+from onnxq.graph import float_values, is_constant, is_standard, present, rank
 from onnxq.scheme import QuantScheme
 
 Role = Literal["compute", "kernel", "curve", "layout", "table"]
@@ -72,7 +72,7 @@ class Target:
 
     def rule(self, node: gs.Node) -> Rule | None:
         """The rule of a node, None when it must stay float."""
-        if node.domain not in (None, "", "ai.onnx"):
+        if not is_standard(node):
             return None
         rule = self.rules.get(node.op)
         if rule is not None and rule.role == "table" and not is_constant(node.inputs[0]):

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.graph import Names, Uses, constant, float_values, producer, rank, remove_node
+from onnxq.graph import Names, Uses, constant, float_values, is_standard, producer, rank, remove_node
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
 from onnxq.target import RELU
@@ -31,7 +31,7 @@ class FlattenMatMul(Pass):
     def run(self, program: Program, ctx: Context) -> PassResult:
         graph, names, skipped = program.graph, Names(program.graph), {}
         changed = 0
-        for node in [n for n in graph.nodes if n.op == "MatMul" and n.domain in (None, "", "ai.onnx")]:
+        for node in [n for n in graph.nodes if n.op == "MatMul" and is_standard(n)]:
             add = Uses(graph).only_reader(node.outputs[0])
             reason = _obstacle(node, add)
             if reason is not None:

@@ -17,12 +17,12 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxq.graph import Names, Uses, constant, float_values, is_constant, present
+from onnxq.graph import Names, Uses, constant, float_values, is_constant, is_standard, present
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, Unit
 from onnxq.saturation import pair_limit
 from onnxq.scheme import QuantScheme
-from onnxq.selection import added_vector, inside_bodies, is_standard, note_floats, skipped_nodes
+from onnxq.selection import added_vector, inside_bodies, note_floats, skipped_nodes
 from onnxq.target import Target, refusal
 from onnxq.weights import quantized_weight
 

@@ -20,12 +20,12 @@ import onnx_graphsurgeon as gs
 from numpy.typing import DTypeLike
 
 from onnxq.affine import dequantize, quantize, sqnr_db
-from onnxq.graph import Names, Uses, constant, float_values, replace_reads
+from onnxq.graph import Names, Uses, constant, float_values, is_standard, replace_reads
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
 from onnxq.quantizers import weight_params
 from onnxq.scheme import QuantScheme
-from onnxq.selection import is_standard, note_floats, skipped_nodes, writes_float32
+from onnxq.selection import note_floats, skipped_nodes, writes_float32
 from onnxq.target import refusal
 from onnxq.weights import balanced_codes
 
