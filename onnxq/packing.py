@@ -64,7 +64,7 @@ class Packer:
         if bits == BYTE or codes.size == 0:
             return constant(self.names, name, codes)
         if bits in self.packed:
-            stored = packed_constant(self.names.fresh(f"{name}_int{bits}"), codes, bits)
+            stored = packed_constant(self.names.fresh(f"{name}{bits}"), codes, bits)
             return self._cast(name, stored, codes.dtype, codes.shape)
         return self._planes(name, codes, bits)
 
@@ -87,13 +87,14 @@ class Packer:
     def _cast(
         self, name: str, source: gs.Tensor, dtype: np.dtype[Any], shape: tuple[int, ...]
     ) -> gs.Variable:
-        result = self._append("Cast", name, [source], dtype, to=onnx.helper.np_dtype_to_tensor_dtype(dtype))
-        result.shape = list(shape)
+        result = gs.Variable(self.names.fresh(name), dtype, list(shape))
+        attrs = {"to": onnx.helper.np_dtype_to_tensor_dtype(dtype)}
+        self.graph.nodes.append(gs.Node("Cast", result.name, attrs=attrs, inputs=[source], outputs=[result]))
         return result
 
     def _append(self, op: str, name: str, inputs: list[gs.Tensor], dtype: Any, **attrs: Any) -> gs.Variable:
         result = gs.Variable(self.names.fresh(f"{name}_{op.lower()}"), np.dtype(dtype))
-        node = gs.Node(op, self.names.fresh(f"{name}_{op}"), attrs=attrs, inputs=inputs, outputs=[result])
+        node = gs.Node(op, result.name, attrs=attrs, inputs=inputs, outputs=[result])
         self.graph.nodes.append(node)
         return result
 

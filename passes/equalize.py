@@ -164,9 +164,9 @@ def _scale(names: Names, layer: Layer, before: Vector, after: Vector) -> None:
     matrix = layer.weight * (after[:, None] / before[layer.columns])[:, :, None]
     is_transposed = node.op != "Conv" and not node.attrs.get("transB", 0)
     values = matrix[:, :, 0].T if is_transposed else matrix.reshape(weight.shape)
-    node.inputs[1] = constant(names, f"{weight.name}_equalized", values.astype(np.float32))
+    node.inputs[1] = constant(names, f"{weight.name}_eq", values.astype(np.float32))
     if bias is not None:
         old = float_values(bias)
         assert old is not None
-        new = constant(names, f"{bias.name}_equalized", (old.ravel() * after).astype(np.float32))
+        new = constant(names, f"{bias.name}_eq", (old.ravel() * after).astype(np.float32))
         set_input(node, 2, new)
