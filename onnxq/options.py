@@ -106,7 +106,7 @@ Activations = Annotated[
 Override = Annotated[
     list[str] | None,
     option(
-        "Other widths for nodes of this name or op type: 'layer1.*=w8a8', 'head=float'. May be repeated.",
+        "Other widths for nodes of this name, end of a path or op type: 'layer1.*=w8a8', 'head=float'. May be repeated.",
         metavar="GLOB=BITS",
         panel=QUANTIZATION,
     ),
@@ -130,7 +130,7 @@ Elementwise = Annotated[
 Skip = Annotated[
     list[str] | None,
     option(
-        "Leave nodes of this name or op type in float; * and ? match. May be repeated.",
+        "Leave nodes of this name, end of a path or op type in float; * and ? match. May be repeated.",
         metavar="GLOB",
         panel=QUANTIZATION,
     ),
