@@ -21,12 +21,15 @@ from onnxq.options import (
     BenchBatch,
     BenchProvider,
     BenchThreads,
+    Bits,
     Calib,
     CalibImages,
     CalibSamples,
     Data,
     Debug,
+    Elementwise,
     First,
+    FirstLast,
     Format,
     Images,
     Json,
@@ -35,6 +38,7 @@ from onnxq.options import (
     Metric,
     Model,
     Output,
+    Override,
     Passes,
     Preset,
     Provider,
@@ -86,8 +90,12 @@ def compile_command(
     load_calibration: LoadCalibration = None,
     preset: Preset = None,
     passes: Passes = None,
+    bits: Bits = None,
     weights: Weights = None,
     activations: Activations = None,
+    override: Override = None,
+    first_last: FirstLast = None,
+    elementwise: Elementwise = None,
     skip: Skip = None,
     form: Format = None,
     target: Target = "ort-cpu",
@@ -97,9 +105,10 @@ def compile_command(
 ) -> None:
     """Quantize MODEL, check the result against it, and write it to OUT.
 
-    With --calib, weights and activations become 8-bit integers that run in
-    integer kernels. Without, convolutions keep 8-bit weights and compute in
-    float, and matrix products quantize their inputs as they run.
+    With --calib, weights and activations become integers that run in integer
+    kernels: of 8 bits, or as --bits says. Without, convolutions keep 8-bit
+    weights and compute in float, and matrix products quantize their inputs
+    as they run.
     """
     from onnxq.commands.compiling import compile_file
     from onnxq.report.terminal import reasons, summary
@@ -116,8 +125,12 @@ def compile_command(
             load_calibration=load_calibration,
             preset=preset,
             pipeline=passes,
+            bits=bits,
             weights=weights,
             activations=activations,
+            override=tuple(override or ()),
+            first_last=first_last,
+            elementwise=elementwise,
             skip=tuple(skip or ()),
             form=form,
             target=target,

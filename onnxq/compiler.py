@@ -12,19 +12,19 @@ from typing import Any
 import onnx
 
 from onnxq.calibration.table import CalibrationTable
+from onnxq.choices import Choices
 from onnxq.data import Dataset, ImageOptions, input_specs, open_data
-from onnxq.errors import DataError, UsageError
+from onnxq.errors import DataError
 from onnxq.model.load import load_model, model_digest
 from onnxq.model.prepare import prepare
 from onnxq.model.skeleton import model_bytes
 from onnxq.model.write import write_model
 from onnxq.pipeline import Context, Pipeline, Progress, no_progress
-from onnxq.presets import preset_pipeline
 from onnxq.program import Program
 from onnxq.provenance import peak_rss_bytes, stamp, versions
 from onnxq.report.model import Report
 from onnxq.scheme import QuantScheme
-from onnxq.target import Target, find_target
+from onnxq.target import find_target
 from onnxq.verify import verify
 
 Source = str | Path | Mapping[str, Any] | Callable[..., Any] | Dataset
@@ -77,8 +77,12 @@ def compile_model(
     samples: int = 512,
     preset: str | None = None,
     pipeline: Pipeline | str | None = None,
+    bits: str | None = None,
     weights: str | QuantScheme | None = None,
     activations: str | QuantScheme | None = None,
+    override: Sequence[str] = (),
+    first_last: str | None = None,
+    elementwise: str | None = None,
     ranges: str | None = None,
     skip: Sequence[str] = (),
     form: str | None = None,
@@ -102,7 +106,11 @@ def compile_model(
         samples: calibration samples to use, evenly spaced over the source.
         preset: named pipeline, `int8` when left out.
         pipeline: passes to run instead of a preset.
-        weights, activations: schemes such as int8:channel and uint8; None for the pipeline's own.
+        bits: widths of weights and activations, e.g. w8a8, w4a8, w4a4; w4 leaves activations in float. It refines the preset.
+        weights, activations: schemes such as int4:channel and uint8 (or `float`), which refine `bits`.
+        override: exceptions by node name or op type, e.g. layer1.*=w8a8 or head=float.
+        first_last: width of the first and last layers: 8 (the default) for at least 8 bits, same, or float.
+        elementwise: width of activations that only additions, concatenations or pooling read: 8 (the default) or same.
         ranges: range method of activations: minmax, percentile, mse, entropy, aciq; None for the pipeline's own.
         skip: node names or op types to leave in float; * and ? match as in file names.
         form: `qdq` or `integer`; None for the preset's, qdq.
@@ -125,14 +133,25 @@ def compile_model(
     """
     clock, goal = _Clock(), find_target(target)
     has_data = calibration is not None or load_calibration is not None
-    steps = _pipeline(pipeline, preset, form, has_data)
-    steps = _with_options(
-        steps, has_data, weights=weights, activations=activations, ranges=ranges, skip=tuple(skip)
+    choices = Choices(
+        preset=preset,
+        pipeline=pipeline,
+        form=form,
+        target=target,
+        bits=bits,
+        weights=weights,
+        activations=activations,
+        override=tuple(override),
+        first_last=first_last,
+        elementwise=elementwise,
+        ranges=ranges,
+        skip=tuple(skip),
     )
+    steps = choices.resolve(has_data)
     warnings: list[str] = []
     with clock.stage("load"):
         progress("loading", 0, None)
-        job = _load(model, calibration, load_calibration, images, samples, goal)
+        job = _load(model, calibration, load_calibration, images, samples, steps.opset(goal))
     context = Context(job.data, samples, goal, seed, threads, provider, progress, warnings.append)
     ran = steps.run(job.program, context)
     for step in ran:
@@ -140,6 +159,7 @@ def compile_model(
     with clock.stage("emit"):
         table = _table(job, samples)
         compiled = job.program.to_model()
+        _slim(compiled, job.original, job.prepared)
         stamp(compiled, str(steps), seed, table)
     with clock.stage("verify"):
         progress("verifying", 0, None)
@@ -149,7 +169,7 @@ def compile_model(
             _save_table(table, save_calibration)
         if output is not None:
             write_model(compiled, output)
-    if pipeline is None and not has_data:
+    if choices.falls_back(has_data):
         warnings.insert(
             0, f"there is no calibration data, so the pipeline is '{steps}': no activation has a fixed range"
         )
@@ -194,10 +214,10 @@ def _load(
     table_path: str | Path | None,
     images: ImageOptions | None,
     samples: int,
-    target: Target,
+    opset: int,
 ) -> _Job:
     original = model if isinstance(model, onnx.ModelProto) else load_model(model)
-    prepared, notes = prepare(original, target.min_opset)
+    prepared, notes = prepare(original, opset)
     data = _open(calibration, prepared, images)
     digest = model_digest(original)
     program = Program.from_model(prepared)
@@ -213,27 +233,17 @@ def _open(source: Source | None, model: onnx.ModelProto, images: ImageOptions | 
     return open_data(source, input_specs(model), images=images or ImageOptions())
 
 
-def _pipeline(
-    pipeline: Pipeline | str | None, preset: str | None, form: str | None, has_data: bool
-) -> Pipeline:
-    if pipeline is None:
-        return Pipeline.parse(preset_pipeline(preset or "int8", form, data=has_data))
-    if preset is not None:
-        raise UsageError("give a preset or a pipeline, not both")
-    if form is not None:
-        raise UsageError("a pipeline names its own emission pass; leave the format out")
-    return Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
-
-
-def _with_options(steps: Pipeline, has_data: bool, **options: object) -> Pipeline:
-    """The pipeline with the given options set; those that only make sense with data are refused without."""
-    for name, value in options.items():
-        if value is None or value == ():
-            continue
-        if name in ("activations", "ranges") and not has_data:
-            raise UsageError(f"{name} can only be chosen with calibration data; give some with --calib")
-        steps = steps.with_option(name, value)
-    return steps
+def _slim(compiled: onnx.ModelProto, original: onnx.ModelProto, prepared: onnx.ModelProto) -> None:
+    """Take out what runtimes do not need and small files feel: types of inner tensors that the user's model does not state, and
+    names of nodes that it does not have."""
+    stated = {info.name for info in original.graph.value_info}
+    kept = [info for info in compiled.graph.value_info if info.name in stated]
+    del compiled.graph.value_info[:]
+    compiled.graph.value_info.extend(kept)
+    named = {node.name for node in prepared.graph.node}
+    for node in compiled.graph.node:
+        if node.name not in named:
+            node.ClearField("name")
 
 
 def _load_table(

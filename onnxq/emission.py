@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from onnxq.affine import QuantParams, quantize
 from onnxq.graph import Names, constant, float_values, is_constant, present, producer, remove_node, set_input
+from onnxq.packing import Packer
 from onnxq.program import Program, Unit
 from onnxq.scheme import QuantScheme
-from onnxq.target import RELU
+from onnxq.target import RELU, Target
 
 FLOAT = np.dtype(np.float32)
 
@@ -29,15 +30,18 @@ class Borders:
     bodies read it without being touched. A tensor that is only needed as codes keeps its name for the float value.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, target: Target) -> None:
         self.program = program
         self.graph = program.graph
         self.names = Names(program.graph)
+        self.packer = Packer(program.graph, self.names, target.packed)
         self.tensors: dict[str, gs.Tensor] = program.graph.tensors()
         self._codes: dict[str, gs.Variable] = {}
         self._values: dict[str, gs.Tensor] = {}
         self._grids: dict[str, tuple[gs.Constant, gs.Constant]] = {}
-        self._weights: dict[str, tuple[gs.Constant, gs.Constant, gs.Constant]] = {}
+        self._zero_points: dict[tuple[np.dtype[np.integer], tuple[int, ...]], gs.Constant] = {}
+        self._limits: dict[tuple[np.dtype[np.integer], int, int], tuple[gs.Constant, gs.Constant]] = {}
+        self._weights: dict[str, tuple[gs.Tensor, gs.Constant, gs.Constant]] = {}
 
     def grid(self, tensor: str) -> tuple[gs.Constant, gs.Constant]:
         """Scale () float32 and zero point () of an activation, one pair of initializers for each group."""
@@ -46,17 +50,35 @@ class Borders:
             params = self.program.params(tensor)
             self._grids[group] = (
                 constant(self.names, f"{group}_scale", params.scale),
-                constant(self.names, f"{group}_zero_point", params.zero_point.astype(storage(params.scheme))),
+                constant(self.names, f"{group}_zp", params.zero_point.astype(storage(params.scheme))),
             )
         return self._grids[group]
 
-    def weight(self, tensor: str) -> tuple[gs.Constant, gs.Constant, gs.Constant]:
-        """Codes, scale and explicit zero point of a weight, one set of initializers for all units that share it."""
-        codes = self.program.plan[tensor].codes
-        assert codes is not None
+    def weight(self, tensor: str) -> tuple[gs.Tensor, gs.Constant, gs.Constant]:
+        """Codes, scale and explicit zero point of a weight, one set for all units that share it."""
         if tensor not in self._weights:
-            self._weights[tensor] = weight_constants(self.names, tensor, self.program.params(tensor), codes)
+            params = self.program.params(tensor)
+            scale = constant(self.names, f"{tensor}_scale", params.scale)
+            self._weights[tensor] = self.weight_codes(tensor), scale, self._zeros(tensor, params)
         return self._weights[tensor]
+
+    def _zeros(self, tensor: str, params: QuantParams) -> gs.Constant:
+        """Zero point of a weight; weights of one shape of scales share theirs where it is 0."""
+        zero = params.zero_point.astype(storage(params.scheme))
+        key = (zero.dtype, zero.shape)
+        if zero.any() or key not in self._zero_points:
+            made = constant(self.names, f"{tensor}_zp", zero)
+            if zero.any():
+                return made
+            self._zero_points[key] = made
+        return self._zero_points[key]
+
+    def weight_codes(self, tensor: str) -> gs.Tensor:
+        """Codes of a weight, int8 or uint8, stored at as many bits as they have."""
+        decision = self.program.plan[tensor]
+        assert decision.codes is not None
+        codes = decision.codes.astype(storage(decision.scheme))
+        return self.packer.tensor(f"{tensor}_q", codes, decision.scheme.bits)
 
     def bias(self, unit: Unit) -> gs.Constant | None:
         """The unit's bias (C,) as int32 codes at input scale times weight scale, None when it has none."""
@@ -65,24 +87,19 @@ class Borders:
         values = float_values(self.tensors[unit.bias])
         assert values is not None
         codes = bias_codes(values, bias_params(unit, self.program))
-        return constant(self.names, f"{unit.bias}_quantized", codes)
+        return constant(self.names, f"{unit.bias}_q", codes)
 
     def codes(self, tensor: str) -> gs.Variable:
         """Codes of a tensor; a QuantizeLinear after the float tensor when nobody holds them."""
         if tensor not in self._codes:
-            self.append(
-                "QuantizeLinear",
-                tensor,
-                [self.tensors[tensor], *self.grid(tensor)],
-                [self._new_codes(tensor)],
-            )
+            self._quantize(tensor, self.tensors[tensor], self._new_codes(tensor))
         return self._codes[tensor]
 
     def values(self, tensor: str) -> gs.Tensor:
         """Dequantized values of a tensor."""
         if tensor not in self._values:
             codes = self.codes(tensor)
-            floats = gs.Variable(self.names.fresh(f"{tensor}_dequantized"), FLOAT, self.tensors[tensor].shape)
+            floats = gs.Variable(self.names.fresh(f"{tensor}_dq"), FLOAT, self.tensors[tensor].shape)
             self.append("DequantizeLinear", tensor, [codes, *self.grid(tensor)], [floats])
             self._values[tensor] = floats
         return self._values[tensor]
@@ -94,10 +111,8 @@ class Borders:
         DequantizeLinear by itself, and leaves it alone behind this one.
         """
         scale, zero = (np.full(channels, t.values, t.values.dtype) for t in self.grid(tensor))
-        grid = [
-            constant(self.names, f"{tensor}_{n}", v) for n, v in (("scales", scale), ("zero_points", zero))
-        ]
-        floats = gs.Variable(self.names.fresh(f"{tensor}_dequantized"), FLOAT, self.tensors[tensor].shape)
+        grid = [constant(self.names, f"{tensor}_{n}", v) for n, v in (("scales", scale), ("zps", zero))]
+        floats = gs.Variable(self.names.fresh(f"{tensor}_dq"), FLOAT, self.tensors[tensor].shape)
         node = self.append("DequantizeLinear", tensor, [self.codes(tensor), *grid], [floats])
         node.attrs["axis"] = axis
         return floats
@@ -122,24 +137,47 @@ class Borders:
             bounds: smallest and largest code to let through; None for all.
         """
         raw = gs.Variable(self.names.fresh(f"{tensor}_float"), FLOAT, self.tensors[tensor].shape)
-        codes = self.hold(tensor)
-        if bounds is None:
-            self.append("QuantizeLinear", tensor, [raw, *self.grid(tensor)], [codes])
-            return raw
-        open_codes = gs.Variable(self.names.fresh(f"{tensor}_unclipped"), codes.dtype, codes.shape)
-        self.append("QuantizeLinear", tensor, [raw, *self.grid(tensor)], [open_codes])
-        ends = [
-            constant(self.names, f"{tensor}_{name}", np.array(code, codes.dtype))
-            for name, code in zip(("low", "high"), bounds, strict=True)
-        ]
-        self.append("Clip", tensor, [open_codes, *ends], [codes])
+        self._quantize(tensor, raw, self.hold(tensor), bounds)
         return raw
+
+    def _quantize(
+        self, tensor: str, floats: gs.Tensor, codes: gs.Variable, bounds: tuple[int, int] | None = None
+    ) -> None:
+        limits = self.limits(tensor, bounds)
+        if limits is None:
+            self.append("QuantizeLinear", tensor, [floats, *self.grid(tensor)], [codes])
+            return
+        open_codes = gs.Variable(self.names.fresh(f"{tensor}_raw"), codes.dtype, codes.shape)
+        self.append("QuantizeLinear", tensor, [floats, *self.grid(tensor)], [open_codes])
+        self.append("Clip", tensor, [open_codes, *limits], [codes])
+
+    def limits(
+        self, tensor: str, bounds: tuple[int, int] | None = None
+    ) -> tuple[gs.Constant, gs.Constant] | None:
+        """Smallest and largest code of a tensor as initializers, None where its storage saturates there by itself.
+
+        Args:
+            bounds: codes that an absorbed activation lets through; None for all of the tensor's grid.
+        """
+        scheme = self.program.plan[tensor].scheme
+        low, high = bounds or (scheme.qmin, scheme.qmax)
+        kind = storage(scheme)
+        if (low, high) == (np.iinfo(kind).min, np.iinfo(kind).max):
+            return None
+        if (kind, low, high) not in self._limits:
+            self._limits[kind, low, high] = (
+                constant(self.names, f"{tensor}_low", np.array(low, kind)),
+                constant(self.names, f"{tensor}_high", np.array(high, kind)),
+            )
+        return self._limits[kind, low, high]
 
     def append(
         self, op: str, name: str, inputs: list[gs.Tensor], outputs: list[gs.Tensor], domain: str = ""
     ) -> gs.Node:
-        """A new node named after a tensor or node."""
-        node = gs.Node(op, self.names.fresh(f"{name}_{op}"), inputs=inputs, outputs=outputs, domain=domain)
+        """A new node named after its output where that is new too, else after a tensor or node."""
+        known = self.tensors.get(outputs[0].name) is outputs[0]
+        node_name = self.names.fresh(f"{name}_dq") if known else outputs[0].name
+        node = gs.Node(op, node_name, inputs=inputs, outputs=outputs, domain=domain)
         self.graph.nodes.append(node)
         return node
 
@@ -150,7 +188,7 @@ class Borders:
     def _new_codes(self, tensor: str) -> gs.Variable:
         scheme = self.program.plan[tensor].scheme
         shape = self.tensors[tensor].shape
-        self._codes[tensor] = gs.Variable(self.names.fresh(f"{tensor}_quantized"), storage(scheme), shape)
+        self._codes[tensor] = gs.Variable(self.names.fresh(f"{tensor}_q"), storage(scheme), shape)
         return self._codes[tensor]
 
 
@@ -166,18 +204,6 @@ def bias_codes(bias: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray
     info = np.iinfo(np.int32)
     codes = np.rint(np.divide(bias.ravel(), scale, dtype=np.float64))
     return np.clip(codes, info.min, info.max).astype(np.int32)
-
-
-def weight_constants(
-    names: Names, tensor: str, params: QuantParams, codes: NDArray[np.integer]
-) -> tuple[gs.Constant, gs.Constant, gs.Constant]:
-    """Codes, scale and explicit zero point of a weight as initializers."""
-    kind = storage(params.scheme)
-    return (
-        constant(names, f"{tensor}_quantized", codes.astype(kind)),
-        constant(names, f"{tensor}_scale", params.scale),
-        constant(names, f"{tensor}_zero_point", params.zero_point.astype(kind)),
-    )
 
 
 def activation(unit: Unit, nodes: Mapping[str, gs.Node]) -> gs.Node | None:
@@ -221,9 +247,7 @@ def move_codes(borders: Borders, unit: Unit, node: gs.Node) -> None:
 def look_up_codes(borders: Borders, unit: Unit, node: gs.Node) -> None:
     """Let an embedding lookup gather codes, which are dequantized afterwards: a whole table never is."""
     assert unit.weight is not None
-    codes = borders.program.plan[unit.weight].codes
-    assert codes is not None
-    node.inputs[0] = constant(borders.names, f"{unit.weight}_quantized", codes)
+    node.inputs[0] = borders.weight_codes(unit.weight)
     node.outputs = [borders.hold(unit.output)]
 
 
@@ -258,7 +282,7 @@ def surround(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node]) -> None
 def _dequantize_weight(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node]) -> None:
     node, weight = nodes[unit.name], unit.weight
     assert weight is not None
-    floats = gs.Variable(borders.names.fresh(f"{weight}_dequantized"), FLOAT, node.inputs[1].shape)
+    floats = gs.Variable(borders.names.fresh(f"{weight}_dq"), FLOAT, node.inputs[1].shape)
     dequantize = borders.append("DequantizeLinear", weight, list(borders.weight(weight)), [floats])
     axis = borders.program.params(weight).axis
     if axis is not None:
@@ -276,7 +300,7 @@ def _dequantized_bias(borders: Borders, unit: Unit, codes: gs.Constant) -> gs.Va
     assert unit.bias is not None
     scale = bias_params(unit, borders.program)
     factor = constant(borders.names, f"{unit.bias}_scale", scale)
-    floats = gs.Variable(borders.names.fresh(f"{unit.bias}_dequantized"), FLOAT, codes.shape)
+    floats = gs.Variable(borders.names.fresh(f"{unit.bias}_dq"), FLOAT, codes.shape)
     dequantize = borders.append("DequantizeLinear", unit.bias, [codes, factor], [floats])
     if scale.ndim:
         dequantize.attrs["axis"] = 0

@@ -61,7 +61,7 @@ CalibImages = Annotated[str | None, option(IMAGES_HELP, metavar="TEXT", panel=CA
 Ranges = Annotated[
     str | None,
     option(
-        "How ranges are chosen: minmax, percentile, percentile=99.9, mse, entropy or aciq (minmax).",
+        "How ranges are chosen: minmax, percentile, percentile=99.9, mse, entropy or aciq (minmax at 8 bits, mse below).",
         metavar="NAME",
         panel=CALIBRATION,
     ),
@@ -79,19 +79,58 @@ Passes = Annotated[
     str | None,
     option("Pipeline text instead of a preset; see onnxq passes.", metavar="TEXT", panel=QUANTIZATION),
 ]
+Bits = Annotated[
+    str | None,
+    option(
+        "Widths of weights and activations, 2 to 8: w8a8, w4a8, w4a4 and so on; w4 leaves activations in float (w8a8).",
+        metavar="wBaB",
+        panel=QUANTIZATION,
+    ),
+]
 Weights = Annotated[
     str | None,
     option(
-        "Scheme of weights: int8:channel or int8:tensor (int8:channel).", metavar="SCHEME", panel=QUANTIZATION
+        "Scheme of weights, which refines --bits: intB:channel, intB:tensor, or intB:block=N without activations.",
+        metavar="SCHEME",
+        panel=QUANTIZATION,
     ),
 ]
 Activations = Annotated[
-    str | None, option("Scheme of activations (uint8).", metavar="SCHEME", panel=QUANTIZATION)
+    str | None,
+    option(
+        "Scheme of activations, which refines --bits: uintB, intB or float.",
+        metavar="SCHEME",
+        panel=QUANTIZATION,
+    ),
+]
+Override = Annotated[
+    list[str] | None,
+    option(
+        "Other widths for nodes of this name, end of a path or op type: 'layer1.*=w8a8', 'head=float'. May be repeated.",
+        metavar="GLOB=BITS",
+        panel=QUANTIZATION,
+    ),
+]
+FirstLast = Annotated[
+    str | None,
+    option(
+        "First and last layers: 8 for at least 8 bits, same as the others, or float (8).",
+        metavar="8|same|float",
+        panel=QUANTIZATION,
+    ),
+]
+Elementwise = Annotated[
+    str | None,
+    option(
+        "Activations that only additions, concatenations or pooling read: 8 bits or the same as the others (8).",
+        metavar="8|same",
+        panel=QUANTIZATION,
+    ),
 ]
 Skip = Annotated[
     list[str] | None,
     option(
-        "Leave nodes of this name or op type in float; * and ? match. May be repeated.",
+        "Leave nodes of this name, end of a path or op type in float; * and ? match. May be repeated.",
         metavar="GLOB",
         panel=QUANTIZATION,
     ),

@@ -23,6 +23,7 @@ import numpy as np
 
 from onnxq.data import Dataset
 from onnxq.errors import OnnxqError, UsageError, unknown
+from onnxq.packing import needed_opset
 from onnxq.program import Program
 from onnxq.scheme import QuantScheme
 from onnxq.target import ORT_CPU, Target
@@ -87,6 +88,10 @@ class Pass(ABC):
     @abstractmethod
     def run(self, program: Program, ctx: Context) -> PassResult:
         """Change the program in place; say what was changed and why the rest was left."""
+
+    def stored_bits(self) -> frozenset[int]:
+        """Widths at which the pass may have weights stored; the model is raised to an operator set that holds them."""
+        return frozenset()
 
     @classmethod
     def options(cls) -> dict[str, Any]:
@@ -154,6 +159,11 @@ class Pipeline:
         return Pipeline(
             tuple(_replace(p, option, value) if option in p.options() else p for p in self.passes)
         )
+
+    def opset(self, target: Target) -> int:
+        """The oldest operator set that can hold what the passes write for a target."""
+        widths = frozenset[int]().union(*(p.stored_bits() for p in self.passes))
+        return max(target.min_opset, needed_opset(widths, target.packed))
 
     def run(self, program: Program, ctx: Context) -> tuple[Step, ...]:
         """Run all passes on the program; times each and names the culprit of a failure.

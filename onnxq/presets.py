@@ -16,8 +16,10 @@ PRESETS = {
         " round-weights:when=always correct-bias pad-channels emit-qdq"
     ),
     "int8-dynamic": f"{GRAPH} quantize-dynamic store-weights",
+    "weight-only": f"{GRAPH} store-weights",
 }
 WITHOUT_DATA = {"int8": "int8-dynamic", "int8-accurate": "int8-dynamic"}
+WEIGHT_ONLY = "weight-only"
 EMITTERS = {"qdq": "emit-qdq", "integer": "emit-integer"}
 
 

@@ -23,7 +23,7 @@ BLOCK = 64  # columns whose updates of the later ones are put together
 
 
 def feed_back(
-    rows: Rows, scale: Rows, moment: Floats, partners: NDArray[np.intp], limit: int, largest: int
+    rows: Rows, scale: Rows, moment: Floats, partners: NDArray[np.intp], limit: int, ends: tuple[int, int]
 ) -> Rows:
     """Codes of rows of weights.
 
@@ -33,7 +33,7 @@ def feed_back(
         moment: E[x x^T] of each group, (groups, K, K).
         partners: neighbours of each place, (orders, K); K for none; see `onnxq.saturation.partners`.
         limit: largest sum of two neighbouring codes of one sign; 0 for none.
-        largest: largest magnitude of a code.
+        ends: smallest and largest code.
 
     Returns:
         Whole numbers, the shape of rows.
@@ -49,16 +49,17 @@ def feed_back(
     codes = np.zeros((groups, size + 1, count))  # the last place is the neighbour of those that have none
     beside = _places(order, partners)
     group = np.arange(groups)
-    high: Rows | int = largest
-    low: Rows | int = -largest
+    least, most = ends
+    low: Rows | int = least
+    high: Rows | int = most
     for start in range(0, size, BLOCK):
         stop = min(start + BLOCK, size)
         errors = np.empty((groups, stop - start, count))
         for j in range(start, stop):
             if limit and len(beside):
                 known = codes[group, beside[:, :, j]]  # (orders, groups, rows)
-                high = np.minimum(limit - known.max(axis=0).clip(min=0), largest)
-                low = np.maximum(-limit - known.min(axis=0).clip(max=0), -largest)
+                high = np.minimum(limit - known.max(axis=0).clip(min=0), most)
+                low = np.maximum(-limit - known.min(axis=0).clip(max=0), least)
             codes[:, j] = np.clip(np.rint(work[:, j]), low, high)
             errors[:, j - start] = (work[:, j] - codes[:, j]) / upper[:, j, j, None]
             work[:, j + 1 : stop] -= upper[:, j, j + 1 : stop, None] * errors[:, j - start, None]

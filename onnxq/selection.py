@@ -20,10 +20,29 @@ def skipped_nodes(program: Program, patterns: Collection[str]) -> dict[str, str]
     that only names nodes that are gone, such as a folded BatchNormalization, names nothing that is left.
 
     Args:
-        patterns: node names, in which * and ? match as in file names, or op types.
+        patterns: as `matching_nodes` reads them.
 
     Raises:
         UsageError: a pattern matches no node, neither of the graph nor of the source model.
+    """
+    left = {n.name for n in program.graph.nodes}
+    reasons: dict[str, str] = {}
+    for pattern in patterns:
+        hits = matching_nodes(program, pattern, "skip pattern")
+        reasons |= dict.fromkeys(hits & left, f"skipped by pattern {pattern!r}")
+    return reasons
+
+
+def matching_nodes(program: Program, pattern: str, kind: str) -> set[str]:
+    """Names of the nodes, of the graph or of the source model, that a pattern names.
+
+    Args:
+        pattern: a node name or the end of one behind a slash, in which * and ? match as in file names, or an op type:
+            `layer1.*` names /layer1/layer1.0/conv1/Conv.
+        kind: what the pattern is, for the error.
+
+    Raises:
+        UsageError: the pattern matches no node.
     """
     ops: dict[str, set[str]] = {}
     for name, op in (
@@ -31,18 +50,18 @@ def skipped_nodes(program: Program, patterns: Collection[str]) -> dict[str, str]
         *((n.name, n.op_type) for n in program.source.graph.node),
     ):
         ops.setdefault(name, set()).add(op)
-    left = {n.name for n in program.graph.nodes}
-    reasons: dict[str, str] = {}
-    for pattern in patterns:
-        hits = {name for name, found in ops.items() if fnmatchcase(name, pattern) or pattern in found}
-        if not hits:
-            known = set(ops).union(*ops.values())
-            error = unknown("node", pattern, known)
-            hint = str(error).split("; ", 1)[1].split("? ", 1)[0]
-            near = f"; {hint}?" if hint.startswith("did you mean") else ""
-            raise UsageError(f"skip pattern {pattern!r} matches no node name and no op type{near}")
-        reasons |= dict.fromkeys(hits & left, f"skipped by pattern {pattern!r}")
-    return reasons
+    hits = {name for name, found in ops.items() if pattern in found or _matches(name, pattern)}
+    if hits:
+        return hits
+    known = set(ops).union(*ops.values())
+    hint = str(unknown("node", pattern, known)).split("; ", 1)[1].split("? ", 1)[0]
+    near = f"; {hint}?" if hint.startswith("did you mean") else ""
+    raise UsageError(f"{kind} {pattern!r} matches no node name and no op type{near}")
+
+
+def _matches(name: str, pattern: str) -> bool:
+    parts = name.split("/")
+    return any(fnmatchcase("/".join(parts[start:]), pattern) for start in range(len(parts)))
 
 
 def inside_bodies(graph: gs.Graph, ops: Collection[str]) -> dict[str, str]:

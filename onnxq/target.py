@@ -6,7 +6,7 @@ The rules of `ort-cpu` were measured on onnxruntime 1.32; tests hold them and fa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -53,8 +53,8 @@ class Target:
         name: as given to `--target`.
         min_opset: opset that the emitted form needs.
         rules: op -> rule; an op without a rule stays float.
-        weights: printed weight schemes that the kernels take, without granularity.
-        activations: printed activation schemes that the kernels take.
+        packed: widths below 8 whose own integer types its initializers may have; others are stored as bit planes.
+        signed: whether activations are int8 symmetric about 0, else uint8.
         pair_limit: largest magnitude that 255 times the sum of two neighbouring weights may reach in 16 bits on some
             machines; 0 when the kernels accumulate in 32 bits everywhere.
         narrow_depthwise: depthwise convolutions of at most so many channels are faster in float.
@@ -64,8 +64,8 @@ class Target:
     name: str
     min_opset: int
     rules: Mapping[str, Rule]
-    weights: tuple[str, ...]
-    activations: tuple[str, ...]
+    packed: tuple[int, ...] = (2, 4)
+    signed: bool = False
     pair_limit: int = 0
     narrow_depthwise: int = 0
     pads_channels: bool = False
@@ -79,21 +79,32 @@ class Target:
             return LAYOUT  # it picks from an activation
         return rule
 
-    def check_schemes(self, weights: QuantScheme, activations: QuantScheme) -> None:
-        """Refuse schemes that the kernels cannot run.
+    def check_weights(self, scheme: QuantScheme) -> None:
+        """Refuse a scheme of weights that the integer kernels cannot run.
 
         Raises:
             UsageError: naming the scheme and the choices.
         """
-        plain = str(weights).split(":")[0]
-        if plain not in self.weights or weights.granularity == "block" or not weights.symmetric:
+        if not scheme.signed or not scheme.symmetric or scheme.granularity == "block":
             raise UsageError(
-                f"target {self.name!r} takes weights {' or '.join(self.weights)} per tensor or channel, not {weights}"
+                f"target {self.name!r} takes weights intB:tensor or intB:channel, B from 2 to 8, not {scheme}"
             )
-        if str(activations) not in self.activations:
-            raise UsageError(
-                f"target {self.name!r} takes activations {' or '.join(self.activations)}, not {activations}"
-            )
+
+    def activation_scheme(self, scheme: QuantScheme) -> QuantScheme:
+        """The grid on which the target holds activations of a scheme.
+
+        A kernel that takes uint8 holds signed codes with the zero point in the middle: the same values, shifted.
+
+        Raises:
+            UsageError: the kernels cannot run the scheme.
+        """
+        if scheme.granularity != "tensor":
+            raise UsageError(f"activations have one scale a tensor, which {scheme} has not")
+        if self.signed and not (scheme.signed and scheme.symmetric):
+            raise UsageError(f"target {self.name!r} takes activations intB, B from 2 to 8, not {scheme}")
+        if self.signed or not scheme.signed:
+            return scheme
+        return replace(scheme, signed=False)
 
 
 KERNEL = Rule("kernel", absorbs=RELU)
@@ -132,8 +143,6 @@ ORT_CPU = Target(
             LAYOUT,
         ),
     },
-    weights=("int8",),
-    activations=("uint8",),
     pair_limit=32767,
     narrow_depthwise=64,
     pads_channels=True,

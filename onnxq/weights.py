@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -9,13 +10,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.affine import QuantParams, quantize
+from onnxq.program import Program, Unit
 from onnxq.quantizers import weight_params
-from onnxq.saturation import excess, peaks
+from onnxq.saturation import excess, pair_limit, peaks
 from onnxq.scheme import QuantScheme
+from onnxq.target import Target
 
 Codes = NDArray[np.integer[Any]]
 
 LARGEST_DB = 300.0
+LARGEST_PAIR = 256  # two codes of int8: a limit from here on is none
+
+
+def code_limit(program: Program, units: Iterable[Unit], target: Target) -> int:
+    """Largest sum of two neighbouring weight codes of one sign that no kernel of these units saturates; 0 for none.
+
+    Activations below 8 bits have smaller codes and leave more room: with 7 bits there is no limit any more.
+    """
+    if not target.pair_limit:
+        return 0
+    limit = pair_limit(max(program.plan[u.inputs[0]].scheme.qmax for u in units))
+    return limit if limit < LARGEST_PAIR else 0
 
 
 def quantized_weight(

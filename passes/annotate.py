@@ -1,12 +1,18 @@
-"""Decide which nodes run in integers and give their tensors a scheme. How that is decided: `onnxq.placement`."""
+"""Decide which nodes run in integers and give their tensors a scheme. How the nodes are found: `onnxq.placement`.
+
+The width of activations is that of what layers multiply: a tensor has the largest width among the layers that read it, and so
+have the tensors that share its scale. Tensors that only additions, concatenations or pooling read keep 8 bits, as in the papers.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.placement import Placement
+from onnxq.precision import BYTE, Bits, Ends, Layer, layer_bits, override_bits
 from onnxq.program import Program, QuantDecision
 from onnxq.scheme import QuantScheme
 from onnxq.selection import inside_bodies, skipped_nodes
@@ -18,8 +24,11 @@ class Annotate(Pass):
     """Choose the nodes that run in integers and give their tensors a scheme.
 
     Attributes:
-        weights: scheme of weights, e.g. int8:channel or int8:tensor.
-        activations: scheme of activations, e.g. uint8.
+        weights: scheme of weights, e.g. int8:channel or int4:tensor.
+        activations: scheme of what layers multiply, e.g. uint8 or uint4.
+        override: exceptions, GLOB=BITS or GLOB=float by node name or op type, e.g. layer1.*=w8a8.
+        first_last: the first and last layers get at least `8` bits, the `same` as the others, or stay `float`.
+        elementwise: activations that only additions, concatenations or pooling read get `8` bits, or the `same` as the others.
         skip: node names or op types to leave in float; * and ? match as in file names.
         products: which matrix products run in integers: those with `weights`, or `all`, with products of two activations too; the
             default takes those only where both operands are codes anyway.
@@ -29,29 +38,86 @@ class Annotate(Pass):
     name: ClassVar[str] = "annotate"
     weights: QuantScheme = QuantScheme.parse("int8:channel")
     activations: QuantScheme = QuantScheme.parse("uint8")
+    override: tuple[str, ...] = ()
+    first_last: Ends = "8"
+    elementwise: Literal["8", "same"] = "8"
     skip: tuple[str, ...] = ()
     products: Literal["weights", "all"] = "weights"
     small: int = 2048
 
+    def stored_bits(self) -> frozenset[int]:
+        return override_bits(self.override) | {self.weights.bits}
+
     def run(self, program: Program, ctx: Context) -> PassResult:
-        ctx.target.check_schemes(self.weights, self.activations)
-        skipped = program.floats | skipped_nodes(program, self.skip)
+        ctx.target.check_weights(self.weights)
+        activations = ctx.target.activation_scheme(self.activations)
+        default = Bits(self.weights.bits, activations.bits)
+        layers = layer_bits(program, default, self.override, self.first_last)
+        floats = {name: layer.why for name, layer in layers.items() if layer.bits is None}
+        skipped = program.floats | floats | skipped_nodes(program, self.skip)
         placed = Placement(program.graph, ctx.target, skipped, self.products == "all", self.small).place()
         program.units = {n.name: placed.units[n.name] for n in program.graph.nodes if n.name in placed.units}
         program.floats = placed.floats | inside_bodies(program.graph, _compute_ops(ctx.target))
-        self._fill_plan(program, placed)
-        return PassResult(len(program.units), dict(program.floats))
+        self._fill_plan(program, placed, layers, activations)
+        return PassResult(len(program.units), dict(program.floats), {"bits": _facts(program, layers)})
 
-    def _fill_plan(self, program: Program, placed: Placement) -> None:
+    def _fill_plan(
+        self, program: Program, placed: Placement, layers: Mapping[str, Layer], activations: QuantScheme
+    ) -> None:
+        other = activations.bits if self.elementwise == "same" else max(activations.bits, BYTE)
+        widths = _group_widths(program, placed, layers)
         for unit in program.units.values():
             for tensor in (*unit.inputs, *unit.outputs):
                 if tensor in placed.needed or tensor in placed.held:
-                    program.plan[tensor] = QuantDecision(self.activations, placed.group(tensor))
+                    group = placed.group(tensor)
+                    scheme = replace(activations, bits=widths.get(group, other))
+                    program.plan[tensor] = QuantDecision(scheme, group)
             if unit.weight is not None:
-                scheme = self.activations if unit.is_table else self.weights
-                program.plan[unit.weight] = QuantDecision(
-                    scheme, placed.group(unit.weight), is_weight=True, axis=unit.channel_axis
+                group, bits = placed.group(unit.weight), layers[unit.name].bits
+                assert bits is not None
+                scheme = replace(
+                    activations if unit.is_table else self.weights,
+                    bits=widths[group] if unit.is_table else max(bits.weights, _shared(program, unit.weight)),
                 )
+                program.plan[unit.weight] = QuantDecision(
+                    scheme, group, is_weight=True, axis=unit.channel_axis
+                )
+
+
+def _shared(program: Program, weight: str) -> int:
+    """Width that another unit has given the weight already, 0 when none has."""
+    return program.plan[weight].scheme.bits if weight in program.plan else 0
+
+
+def _group_widths(program: Program, placed: Placement, layers: Mapping[str, Layer]) -> dict[str, int]:
+    """Width of each group of tensors that a layer multiplies: the largest any of them asks for.
+
+    Codes of a table are looked up and then multiplied as they are, so the width of the table's weights decides.
+    """
+    widths: dict[str, int] = {}
+    tables: dict[str, int] = {}
+    for unit in program.units.values():
+        bits = layers[unit.name].bits if unit.name in layers else None
+        if bits is None:
+            continue
+        if unit.is_table:
+            assert unit.weight is not None
+            group = placed.group(unit.weight)
+            tables[group] = max(tables.get(group, 0), bits.weights)
+        for tensor in unit.inputs if not unit.is_layout else ():
+            group = placed.group(tensor)
+            widths[group] = max(widths.get(group, 0), bits.activations or BYTE)
+    return widths | tables
+
+
+def _facts(program: Program, layers: Mapping[str, Layer]) -> dict[str, Any]:
+    """Widths of the layers that run in integers, with the reason where it is not the rule."""
+    found = {}
+    for name, unit in program.units.items():
+        if name in layers and not unit.is_layout:
+            bits = layers[name].bits
+            found[name] = f"{bits} ({layers[name].why})" if layers[name].why else str(bits)
+    return found
 
 
 def _compute_ops(target: Target) -> set[str]:

@@ -10,7 +10,7 @@ from onnxq.calibration.statistics import Needs
 from onnxq.errors import DataError
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
-from onnxq.quantizers import parse_quantizer
+from onnxq.quantizers import method_for, parse_quantizer
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,14 @@ class Calibrate(Pass):
     """Run the calibration samples and gather statistics of the tensors in the plan.
 
     Attributes:
-        ranges: range method to gather for; all but minmax need histograms.
+        ranges: range method to gather for; all but minmax need histograms; `auto` is that of choose-ranges.
     """
 
     name: ClassVar[str] = "calibrate"
-    ranges: str = "minmax"
+    ranges: str = "auto"
 
     def run(self, program: Program, ctx: Context) -> PassResult:
-        wanted = needs(program, parse_quantizer(self.ranges).needs.histogram)
+        wanted = needs(program, self.ranges)
         missing = {name: need for name, need in wanted.items() if not _has(program, name, need)}
         if missing and ctx.data is None and program.statistics:
             raise DataError(
@@ -47,14 +47,19 @@ def _has(program: Program, name: str, need: Needs) -> bool:
     )
 
 
-def needs(program: Program, histogram: bool) -> dict[str, Needs]:
+def needs(program: Program, ranges: str) -> dict[str, Needs]:
     """What to gather: the first tensor of each group (the others hold the same values), and channel means of layer inputs.
 
     The group of a table needs nothing: its values are known. No means are gathered of a tensor that layers disagree on.
     """
     groups = {d.group for d in program.plan.values() if not d.is_weight}
     groups -= {tensor for tensor, d in program.plan.items() if d.is_weight}
-    found = {group: Needs(histogram=histogram) for group in sorted(groups)}
+    found = {
+        group: Needs(
+            histogram=parse_quantizer(method_for(ranges, program.plan[group].scheme)).needs.histogram
+        )
+        for group in sorted(groups)
+    }
     axes: dict[str, set[int]] = {}
     for unit in program.units.values():
         if unit.weight is not None and unit.inputs:

@@ -10,7 +10,7 @@ from onnxq.errors import DataError
 from onnxq.graph import float_values
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, QuantDecision
-from onnxq.quantizers import RangeMethod, parse_quantizer, weight_params
+from onnxq.quantizers import method_for, parse_quantizer, weight_params
 
 LARGEST_LOSS = 2.0  # a step may become this many times coarser for a cheaper Concat
 
@@ -20,14 +20,13 @@ class ChooseRanges(Pass):
     """Choose scales and zero points of activations, each tensor on its own.
 
     Attributes:
-        ranges: minmax, percentile, mse, entropy or aciq.
+        ranges: minmax, percentile, mse, entropy or aciq; `auto` takes minmax at 8 bits and mse below.
     """
 
     name: ClassVar[str] = "choose-ranges"
-    ranges: str = "minmax"
+    ranges: str = "auto"
 
     def run(self, program: Program, ctx: Context) -> PassResult:
-        quantizer = parse_quantizer(self.ranges)
         tensors = program.graph.tensors()
         tables = {u.weight for u in program.units.values() if u.is_table}
         chosen: dict[str, QuantParams] = {}
@@ -38,7 +37,7 @@ class ChooseRanges(Pass):
                 chosen[decision.group] = weight_params("mse", values, None, decision.scheme)
         for decision in program.plan.values():
             if not decision.is_weight and decision.group not in chosen:
-                chosen[decision.group] = self._choose(program, quantizer, decision)
+                chosen[decision.group] = self._choose(program, decision)
         tied = _tie_concats(program, ctx, chosen)
         for tensor, decision in program.plan.items():
             if decision.group in chosen:
@@ -46,7 +45,8 @@ class ChooseRanges(Pass):
         ranges = {group: [float(p.low), float(p.high)] for group, p in chosen.items()}
         return PassResult(len(chosen), facts={"ranges": ranges, "tied": tied})
 
-    def _choose(self, program: Program, quantizer: RangeMethod, decision: QuantDecision) -> QuantParams:
+    def _choose(self, program: Program, decision: QuantDecision) -> QuantParams:
+        quantizer = parse_quantizer(method_for(self.ranges, decision.scheme))
         statistics = program.statistics.get(decision.group)
         if statistics is None:
             raise DataError(
@@ -67,7 +67,10 @@ def _tie_concats(program: Program, ctx: Context, chosen: dict[str, QuantParams])
     for unit in program.units.values():
         if not ctx.target.rules[unit.kind].copies_equal:
             continue
-        groups = list(dict.fromkeys(program.plan[t].group for t in (*unit.inputs, *unit.outputs)))
+        tensors = (*unit.inputs, *unit.outputs)
+        if len({program.plan[t].scheme for t in tensors}) > 1:
+            continue
+        groups = list(dict.fromkeys(program.plan[t].group for t in tensors))
         low, high = (
             float(f(getattr(chosen[g], end) for g in groups)) for f, end in ((min, "low"), (max, "high"))
         )

@@ -41,7 +41,7 @@ class EmitInteger(Pass):
     name: ClassVar[str] = "emit-integer"
 
     def run(self, program: Program, ctx: Context) -> PassResult:
-        borders, kept = Borders(program), {}
+        borders, kept = Borders(program, ctx.target), {}
         nodes = {n.name: n for n in program.graph.nodes}
         for unit in list(program.units.values()):
             node = nodes[unit.name]
@@ -110,23 +110,23 @@ class _Kernel:
         last = borders.hold(output) if self.is_coded else borders.tensors[output]
         last.inputs.clear()
         after = activation(self.unit, self.nodes)
-        if after is None:
-            return last
-        if self.is_coded and is_saturation(after, borders.program.params(output)):
+        if not self.is_coded:
+            return last if after is None else self._in_front_of(after, last)
+        params, bounds = borders.program.params(output), None
+        if after is not None:
+            bounds = None if is_saturation(after, params) else code_bounds(after, params)
             remove_node(borders.graph, after)
+        limits = borders.limits(output, bounds)
+        if limits is None:
             return last
-        inner = gs.Variable(borders.names.fresh(f"{output}_unclipped"), last.dtype, last.shape)
+        inner = gs.Variable(borders.names.fresh(f"{output}_raw"), last.dtype, last.shape)
+        borders.append("Clip", output, [inner, *limits], [last])
+        return inner
+
+    def _in_front_of(self, after: gs.Node, last: gs.Variable) -> gs.Variable:
+        """What an activation that stays float reads."""
+        inner = gs.Variable(self.borders.names.fresh(f"{last.name}_raw"), last.dtype, last.shape)
         after.outputs, after.inputs[0] = [last], inner
-        if self.is_coded:
-            bounds = code_bounds(after, borders.program.params(output))
-            after.op = "Clip"
-            after.inputs = [
-                inner,
-                *(
-                    constant(borders.names, f"{after.name}_{end}", np.array(code, last.dtype))
-                    for end, code in zip(("low", "high"), bounds, strict=True)
-                ),
-            ]
         return inner
 
 
@@ -173,7 +173,7 @@ def _float_bias(kernel: _Kernel) -> list[gs.Tensor]:
     if codes is None:
         return []
     values = codes.values * bias_params(kernel.unit, kernel.borders.program)
-    return [constant(kernel.borders.names, f"{kernel.unit.bias}_dequantized", values.astype(np.float32))]
+    return [constant(kernel.borders.names, f"{kernel.unit.bias}_dq", values.astype(np.float32))]
 
 
 def _concat(kernel: _Kernel) -> None:

@@ -22,7 +22,7 @@ class EmitQDQ(Pass):
     name: ClassVar[str] = "emit-qdq"
 
     def run(self, program: Program, ctx: Context) -> PassResult:
-        borders = Borders(program)
+        borders = Borders(program, ctx.target)
         nodes = {n.name: n for n in program.graph.nodes}
         for unit in program.units.values():
             if unit.is_layout:

@@ -38,6 +38,7 @@ MARGIN = 1.1  # how far values that calibration has not seen may lie beyond thos
 UNSEEN = 0.01  # of a tensor's largest value: what a channel may reach that calibration saw at less
 TINY = 1e-12
 ENOUGH_DB = 20.0
+ENOUGH_BITS = 8
 Vector = NDArray[np.float64]
 
 LAYERS = ("Conv", "Gemm", "MatMul")
@@ -49,18 +50,22 @@ class Equalize(Pass):
 
     Attributes:
         weights: scheme that weights will have, e.g. int8:channel or int8:tensor.
-        when: `needed` leaves networks in whose layers half of the channels keep 20 dB on their grid; `always` balances all.
+        activations: scheme that activations will have; below 8 bits there are no levels to waste on uneven channels.
+        when: `needed` leaves networks with activations of 8 bits in whose layers half of the channels keep 20 dB on their grid;
+            `always` balances all.
         iterations: of the search.
     """
 
     name: ClassVar[str] = "equalize"
     weights: QuantScheme = QuantScheme.parse("int8:channel")
+    activations: QuantScheme = QuantScheme.parse("uint8")
     when: Literal["needed", "always"] = "needed"
     iterations: int = 50
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         layers = [n for n in program.graph.nodes if n.op in LAYERS and is_standard(n)]
-        if self.when == "needed" and not any(_drowns(node, self.weights) for node in layers):
+        enough = self.activations.bits >= ENOUGH_BITS and not any(_drowns(n, self.weights) for n in layers)
+        if self.when == "needed" and enough:
             return PassResult(
                 0, {n.name: f"half of its channels keep {ENOUGH_DB:.0f} dB as they are" for n in layers}
             )
@@ -164,9 +169,9 @@ def _scale(names: Names, layer: Layer, before: Vector, after: Vector) -> None:
     matrix = layer.weight * (after[:, None] / before[layer.columns])[:, :, None]
     is_transposed = node.op != "Conv" and not node.attrs.get("transB", 0)
     values = matrix[:, :, 0].T if is_transposed else matrix.reshape(weight.shape)
-    node.inputs[1] = constant(names, f"{weight.name}_equalized", values.astype(np.float32))
+    node.inputs[1] = constant(names, f"{weight.name}_eq", values.astype(np.float32))
     if bias is not None:
         old = float_values(bias)
         assert old is not None
-        new = constant(names, f"{bias.name}_equalized", (old.ravel() * after).astype(np.float32))
+        new = constant(names, f"{bias.name}_eq", (old.ravel() * after).astype(np.float32))
         set_input(node, 2, new)

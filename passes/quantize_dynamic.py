@@ -18,8 +18,10 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxq.graph import Names, Uses, constant, float_values, is_constant, is_standard, present
+from onnxq.packing import Packer
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, Unit
+from onnxq.quantizers import method_for
 from onnxq.saturation import pair_limit
 from onnxq.scheme import QuantScheme
 from onnxq.selection import added_vector, inside_bodies, note_floats, skipped_nodes
@@ -27,7 +29,6 @@ from onnxq.target import Target, refusal
 from onnxq.weights import quantized_weight
 
 INT8 = QuantScheme.parse("int8:channel")
-UINT8 = QuantScheme.parse("uint8")
 PRODUCTS = ("MatMul", "Gemm")
 
 
@@ -46,10 +47,13 @@ class QuantizeDynamic(Pass):
     skip: tuple[str, ...] = ()
     small: int = 2048
 
+    def stored_bits(self) -> frozenset[int]:
+        return frozenset({self.weights.bits})
+
     def run(self, program: Program, ctx: Context) -> PassResult:
-        ctx.target.check_schemes(self.weights, UINT8)
+        ctx.target.check_weights(self.weights)
         program.floats |= skipped_nodes(program, self.skip)
-        rewriter = _Rewriter(program, self.weights, pair_limit() if ctx.target.pair_limit else 0)
+        rewriter = _Rewriter(program, self.weights, ctx.target)
         converted = 0
         for node in list(program.graph.nodes):
             if node.op not in PRODUCTS or not is_standard(node) or node.name in program.floats:
@@ -109,14 +113,15 @@ def _columns(node: gs.Node) -> int:
 class _Rewriter:
     """Rewrites products one by one; tensors and weights that several of them read are quantized once."""
 
-    def __init__(self, program: Program, scheme: QuantScheme, limit: int) -> None:
+    def __init__(self, program: Program, scheme: QuantScheme, target: Target) -> None:
         self.program, self.graph = program, program.graph
-        self.scheme, self.limit = scheme, limit
+        self.scheme, self.limit = scheme, pair_limit() if target.pair_limit else 0
         self.names, self.uses = Names(program.graph), Uses(program.graph)
+        self.packer = Packer(program.graph, self.names, target.packed)
         self.touched: dict[str, int] = {}
         self._zeros: list[gs.Constant] = []
         self._inputs: dict[str, tuple[gs.Variable, gs.Variable, gs.Variable]] = {}
-        self._weights: dict[tuple[str, bool, float], tuple[gs.Constant, gs.Constant]] = {}
+        self._weights: dict[tuple[str, bool, float], tuple[gs.Tensor, gs.Constant]] = {}
 
     def convert(self, node: gs.Node) -> None:
         """Rewrite a MatMul or Gemm; the integer product keeps its name, and so does the runtime's kernel."""
@@ -172,7 +177,7 @@ class _Rewriter:
         vector = np.broadcast_to(values.ravel() * np.float32(beta), (_columns(node),))
         return constant(self.names, f"{bias.name}_vector", vector)
 
-    def _weight(self, node: gs.Node) -> tuple[gs.Constant, gs.Constant]:
+    def _weight(self, node: gs.Node) -> tuple[gs.Tensor, gs.Constant]:
         """Codes (K, N) and scale, () or (N,), of alpha times the weight."""
         weight, alpha = node.inputs[1], node.attrs.get("alpha", 1.0)
         key = (weight.name, _is_transposed(node), alpha)
@@ -180,11 +185,12 @@ class _Rewriter:
             values = float_values(weight)
             assert values is not None
             matrix = (values.T if _is_transposed(node) else values) * np.float32(alpha)
-            params, codes, changed = quantized_weight(matrix, "MatMul", 1, self.scheme, self.limit)
+            method = method_for("auto", self.scheme)
+            params, codes, changed = quantized_weight(matrix, "MatMul", 1, self.scheme, self.limit, method)
             if changed:
                 self.touched[weight.name] = changed
             self._weights[key] = (
-                constant(self.names, f"{weight.name}_quantized", codes),
+                self.packer.tensor(f"{weight.name}_quantized", codes, self.scheme.bits),
                 constant(self.names, f"{weight.name}_scale", params.scale),
             )
         return self._weights[key]

@@ -16,9 +16,9 @@ from onnxq.affine import QuantParams, quantize
 from onnxq.graph import float_values
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, Unit
-from onnxq.quantizers import weight_params
-from onnxq.saturation import kernel_kind, pair_limit
-from onnxq.weights import safe_codes
+from onnxq.quantizers import method_for, weight_params
+from onnxq.saturation import kernel_kind
+from onnxq.weights import code_limit, safe_codes
 
 BIAS_CODES = 2.0**30  # half of int32, which leaves room for the products
 
@@ -28,17 +28,16 @@ class QuantizeWeights(Pass):
     """Choose scales and codes of weights.
 
     Attributes:
-        method: minmax or mse.
+        method: minmax or mse; `auto` takes minmax at 8 bits and mse below.
         saturation: `safe` keeps neighbouring codes within what 16 bits hold on machines without VNNI; `ignore` does not.
     """
 
     name: ClassVar[str] = "quantize-weights"
-    method: str = "minmax"
+    method: str = "auto"
     saturation: str = "safe"
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         tensors: dict[str, gs.Tensor] = program.graph.tensors()
-        limit = pair_limit() if ctx.target.pair_limit and self.saturation == "safe" else 0
         nodes = {n.name: n for n in program.graph.nodes}
         touched = {}
         readers: dict[str, list[Unit]] = {}
@@ -52,9 +51,10 @@ class QuantizeWeights(Pass):
                 program.plan[weight] = replace(decision, codes=quantize(values, decision.params))
                 continue
             axis = decision.axis if decision.scheme.granularity == "channel" else None
-            params = weight_params(self.method, values, axis, decision.scheme)
+            params = weight_params(method_for(self.method, decision.scheme), values, axis, decision.scheme)
             params = _fit_bias(program, tensors, units, _revive(params))
             kind = min(kernel_kind(nodes[u.name]) for u in units)  # Conv, the stricter, before Depthwise
+            limit = code_limit(program, units, ctx.target) if self.saturation == "safe" else 0
             params, codes, count = safe_codes(values, params, kind, units[0].channel_axis, limit)
             program.plan[weight] = replace(decision, params=params, codes=codes)
             if count:

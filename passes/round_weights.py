@@ -22,8 +22,8 @@ from onnxq.patches import input_patches
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, QuantDecision, Unit
 from onnxq.rounding import feed_back, output_error
-from onnxq.saturation import as_rows, from_rows, kernel_kind, pair_limit, partners
-from onnxq.weights import typical_sqnr_db
+from onnxq.saturation import as_rows, from_rows, kernel_kind, partners
+from onnxq.weights import code_limit, typical_sqnr_db
 
 MOMENT_BYTES = 256 << 20  # of the matrices held at once
 TINY = 1e-12
@@ -37,6 +37,7 @@ class _Site:
     """A weight and its reader nodes: (groups, rows, K) in the kernel's order."""
 
     weight: str
+    units: tuple[Unit, ...]
     nodes: tuple[gs.Node, ...]
     kind: str
     axis: int
@@ -77,7 +78,6 @@ class RoundWeights(Pass):
         if ctx.data is None:
             reason = "there are no calibration samples to round by"
             return PassResult(0, skipped | {node.name: reason for site in sites for node in site.nodes})
-        limit = pair_limit() if ctx.target.pair_limit and self.saturation == "safe" else 0
         tensors, lowered = program.graph.tensors(), {}
         for part in _parts(sites):
             moments = self._moments(program, ctx, part)
@@ -85,6 +85,7 @@ class RoundWeights(Pass):
                 values = float_values(tensors[site.weight])
                 assert values is not None
                 old, weight = program.plan[site.weight], site.weight
+                limit = code_limit(program, site.units, ctx.target) if self.saturation == "safe" else 0
                 program.plan[weight], lowered[weight] = _rounded(old, site, values, moments[weight], limit)
         return PassResult(len(sites), skipped, {"noise_db": lowered})
 
@@ -99,7 +100,7 @@ class RoundWeights(Pass):
         skipped: dict[str, str] = {}
         for weight, units in readers.items():
             users = tuple(nodes[u.name] for u in units)
-            site = _site(program, weight, units[0], users)
+            site = _site(program, weight, tuple(units), users)
             reason = site if isinstance(site, str) else self._too_large(site)
             if reason is not None:
                 skipped |= dict.fromkeys((u.name for u in units), reason)
@@ -142,7 +143,7 @@ def _keeps_enough(program: Program, site: _Site) -> bool:
     return typical_sqnr_db(values, dequantize(decision.codes, decision.params), site.axis) >= ENOUGH_DB
 
 
-def _site(program: Program, weight: str, unit: Unit, nodes: tuple[gs.Node, ...]) -> _Site | str:
+def _site(program: Program, weight: str, units: tuple[Unit, ...], nodes: tuple[gs.Node, ...]) -> _Site | str:
     """The weight as rows, or why it is left."""
     decision = program.plan[weight]
     if decision.codes is None or decision.params is None:
@@ -153,9 +154,10 @@ def _site(program: Program, weight: str, unit: Unit, nodes: tuple[gs.Node, ...])
     if len(groups) > 1:
         return f"its weights {weight!r} are shared with a node of another kind"
     group = groups.pop()
-    rows, size = as_rows(decision.codes, nodes[0].op, unit.channel_axis).shape
+    axis = units[0].channel_axis
+    rows, size = as_rows(decision.codes, nodes[0].op, axis).shape
     kind = min(kernel_kind(node) for node in nodes)  # Conv, the stricter, before Depthwise
-    return _Site(weight, nodes, kind, unit.channel_axis, (group, rows // group, size))
+    return _Site(weight, units, nodes, kind, axis, (group, rows // group, size))
 
 
 def _parts(sites: Sequence[_Site]) -> Iterator[list[_Site]]:
@@ -181,8 +183,10 @@ def _rounded(
         as_rows(w.astype(np.float64), site.kind, site.axis).reshape(site.shape) for w in (values, codes)
     )
     scale = np.broadcast_to(params.scale.astype(np.float64), codes.shape[site.axis]).reshape(site.shape[:2])
-    largest = (1 << (decision.scheme.bits - 1)) - 1
-    fed = feed_back(rows, scale, moment, partners(codes.shape, site.kind, site.axis), limit, largest)
+    scheme = decision.scheme
+    least = -scheme.qmax if scheme.bits == 8 else scheme.qmin  # with few codes, each counts
+    order = partners(codes.shape, site.kind, site.axis)
+    fed = feed_back(rows, scale, moment, order, limit, (least, scheme.qmax))
     before, after = (output_error(rows - trial * scale[:, :, None], moment) for trial in (nearest, fed))
     best = np.where((after < before)[:, :, None], fed, nearest)
     flat = best.reshape(-1, site.shape[2]).astype(codes.dtype)

@@ -54,7 +54,7 @@ class StoreWeights(Pass):
     small_table: int = 4096
 
     def run(self, program: Program, ctx: Context) -> PassResult:
-        ctx.target.check_schemes(self.weights, UINT8)
+        ctx.target.check_weights(self.weights)
         uses, writer = Uses(program.graph), _Writer(program.graph, self.weights)
         for nodes in self._sites(program).values():
             reason = _conflict(uses, nodes)

@@ -54,7 +54,7 @@ def sentence(text: str) -> str:
 
 MISUSE = [
     ("compil", "no such command 'compil'; did you mean 'compile', 'compare'?"),
-    ("compile m -o q --wieghts x", "no such option: --wieghts; did you mean --weights?"),
+    ("compile m -o q --wieghts x", "no such option: --wieghts; did you mean --bits, --weights?"),
     ("compile", "missing argument 'MODEL'"),
     ("compile m", "missing option '-o' / '--output'"),
     ("compile m -o", "option '-o' requires an argument"),
@@ -66,7 +66,20 @@ MISUSE = [
     ("compile m -o q --calib c --preset in8", "unknown preset 'in8'; did you mean 'int8'?"),
     ("compile m -o q --calib c --format qqdq", "unknown format 'qqdq'; did you mean 'qdq'?"),
     ("compile m -o q --calib c --weights int8:chanel", "cannot read 'chanel' in the scheme"),
-    ("compile m -o q --calib c --activations int3", "target 'ort-cpu' takes activations uint8, not int3"),
+    ("compile m -o q --calib c --activations int9", "cannot read the scheme 'int9'"),
+    (
+        "compile m -o q --calib c --bits w4a9",
+        "cannot read the bits 'w4a9'; they are wB for weights alone or wBaB",
+    ),
+    (
+        "compile m -o q --bits w4a4",
+        "activations can only be chosen with calibration data; give some with --calib",
+    ),
+    (
+        "compile m -o q --calib c --override head",
+        "cannot read the override 'head'; it is GLOB=BITS or GLOB=float",
+    ),
+    ("compile m -o q --calib c --first-last 9", "option 'first_last' of pass 'annotate': unknown value '9'"),
     ("compile m -o q --calib c --passes anotate", "unknown pass 'anotate'; did you mean 'annotate'?"),
     (
         "compile m -o q --calib c --passes annotate:wights=a",

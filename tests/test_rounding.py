@@ -62,25 +62,30 @@ def test_each_column_is_made_up_for_by_the_later_ones(
     size = int(np.prod(shape[1:]))
     rows = np.random.default_rng(0).normal(size=(1, shape[0], size)) * spread
     moment, beside = moments(correlated(1, 1, size)), partners(shape, kind, 0)
-    found = feed_back(rows, np.ones((1, shape[0])), moment, beside, 128, 127)
+    found = feed_back(rows, np.ones((1, shape[0])), moment, beside, 128, (-127, 127))
     for row, codes in zip(rows[0], found[0], strict=True):
         np.testing.assert_array_equal(codes, stepwise(row, moment[0], beside, 128, 127))
 
 
 def test_independent_inputs_leave_the_nearest_codes() -> None:
     rows = np.random.default_rng(0).normal(size=(2, 4, 70)) * 30
-    found = feed_back(rows, np.ones((2, 4)), np.stack([np.eye(70)] * 2), NONE, 0, 127)
+    found = feed_back(rows, np.ones((2, 4)), np.stack([np.eye(70)] * 2), NONE, 0, (-127, 127))
     np.testing.assert_array_equal(found, np.rint(rows))
 
 
 def test_scales_and_groups_do_not_mix() -> None:
     rows, scale = np.random.default_rng(0).normal(size=(3, 4, 20)), np.geomspace(0.01, 0.1, 12).reshape(3, 4)
     moment = moments(correlated(2, 3, 20))
-    together = feed_back(rows, scale, moment, NONE, 0, 127)
+    together = feed_back(rows, scale, moment, NONE, 0, (-127, 127))
     for g in range(3):
         for r in range(4):
             one = feed_back(
-                rows[g : g + 1, r : r + 1] / scale[g, r], np.ones((1, 1)), moment[g : g + 1], NONE, 0, 127
+                rows[g : g + 1, r : r + 1] / scale[g, r],
+                np.ones((1, 1)),
+                moment[g : g + 1],
+                NONE,
+                0,
+                (-127, 127),
             )
             np.testing.assert_array_equal(together[g, r], one[0, 0])
 
@@ -89,10 +94,10 @@ def test_the_error_at_the_output_falls_and_pairs_stay_safe() -> None:
     rows = np.random.default_rng(0).normal(size=(1, 16, 96)) * 25
     rows[0, :, :4] = np.abs(rows[0, :, :4]) + 90  # neighbours that together pass the limit
     moment, beside = moments(correlated(1, 1, 96)), partners((16, 96), "Gemm", 0)
-    found = feed_back(rows, np.ones((1, 16)), moment, beside, 128, 127)
+    found = feed_back(rows, np.ones((1, 16)), moment, beside, 128, (-127, 127))
     assert not excess(found[0].astype(np.int64), "Gemm", 0, 128).any()
     assert excess(np.rint(rows[0]).astype(np.int64), "Gemm", 0, 128).all()
-    free = feed_back(rows, np.ones((1, 16)), moment, NONE, 0, 127)
+    free = feed_back(rows, np.ones((1, 16)), moment, NONE, 0, (-127, 127))
     nearest, kept = (
         output_error(np.clip(np.rint(rows), -127, 127) - rows, moment),
         output_error(free - rows, moment),
@@ -103,7 +108,7 @@ def test_the_error_at_the_output_falls_and_pairs_stay_safe() -> None:
 def test_dead_inputs_are_rounded_to_nearest() -> None:
     rows = np.random.default_rng(0).normal(size=(1, 3, 8)) * 30
     np.testing.assert_array_equal(
-        feed_back(rows, np.ones((1, 3)), np.zeros((1, 8, 8)), NONE, 0, 127), np.rint(rows)
+        feed_back(rows, np.ones((1, 3)), np.zeros((1, 8, 8)), NONE, 0, (-127, 127)), np.rint(rows)
     )
 
 

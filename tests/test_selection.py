@@ -10,7 +10,7 @@ from onnx import parser
 
 from onnxq.errors import UsageError
 from onnxq.program import Program, Unit
-from onnxq.selection import added_vector, inside_bodies, note_floats, skipped_nodes
+from onnxq.selection import added_vector, inside_bodies, matching_nodes, note_floats, skipped_nodes
 
 
 def program(body: str) -> Program:
@@ -37,6 +37,21 @@ CHAIN = (
 )
 def test_patterns_match_names_and_op_types(patterns: tuple[str, ...], names: set[str]) -> None:
     assert set(skipped_nodes(program(CHAIN), patterns)) == names
+
+
+def test_a_pattern_matches_behind_any_slash_of_a_path() -> None:
+    made = program(CHAIN)
+    paths = {
+        "Relu_0": "/layer1/layer1.0/conv1/Relu",
+        "Exp_1": "/layer1/layer1.10/Exp",
+        "Neg_3": "/xlayer1.0/Neg",
+    }
+    for node in made.graph.nodes:
+        node.name = paths.get(node.name, node.name)
+    assert matching_nodes(made, "layer1.*", "pattern") == {paths["Relu_0"], paths["Exp_1"]}
+    assert matching_nodes(made, "layer1.0/*", "pattern") == {paths["Relu_0"]}
+    assert matching_nodes(made, "conv1/Relu", "pattern") == {paths["Relu_0"]}
+    assert matching_nodes(made, "/*", "pattern") == set(paths.values())
 
 
 def test_a_pattern_is_not_matched_against_part_of_an_op_type() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from onnxq.choices import Choices
 from onnxq.commands.checks import check_files, check_provider
 from onnxq.compiler import CompiledModel, compile_model
 from onnxq.data.image_text import parse_image_options
@@ -14,10 +15,7 @@ from onnxq.errors import OnnxqError, UsageError
 from onnxq.files import reason, replacing
 from onnxq.model.session import CPU
 from onnxq.pipeline import Progress, no_progress
-from onnxq.quantizers import parse_quantizer
 from onnxq.report.model import Report
-from onnxq.scheme import QuantScheme
-from onnxq.target import find_target
 
 
 def compile_file(
@@ -32,8 +30,12 @@ def compile_file(
     load_calibration: Path | None = None,
     preset: str | None = None,
     pipeline: str | None = None,
+    bits: str | None = None,
     weights: str | None = None,
     activations: str | None = None,
+    override: Sequence[str] = (),
+    first_last: str | None = None,
+    elementwise: str | None = None,
     skip: Sequence[str] = (),
     target: str = "ort-cpu",
     form: str | None = None,
@@ -55,7 +57,21 @@ def compile_file(
         OnnxqError: as `compile_model`, or a file cannot be written; an existing output is then untouched.
     """
     _refuse_contradictions(calibration, load_calibration, save_calibration, samples, images, preset, pipeline)
-    _check_options(ranges, weights, activations, target, provider)
+    Choices(
+        preset=preset,
+        pipeline=pipeline,
+        form=form,
+        target=target,
+        bits=bits,
+        weights=weights,
+        activations=activations,
+        override=tuple(override),
+        first_last=first_last,
+        elementwise=elementwise,
+        ranges=ranges,
+        skip=tuple(skip),
+    ).resolve(calibration is not None or load_calibration is not None)
+    check_provider(provider)
     options = parse_image_options(images) if images is not None else None
     data = Path(calibration) if calibration is not None else None
     check_files(
@@ -68,8 +84,12 @@ def compile_file(
         samples=512 if samples is None else samples,
         preset=preset,
         pipeline=pipeline,
+        bits=bits,
         weights=weights,
         activations=activations,
+        override=override,
+        first_last=first_last,
+        elementwise=elementwise,
         ranges=ranges,
         skip=skip,
         form=form,
@@ -107,17 +127,6 @@ def _refuse_contradictions(
             raise UsageError(f"{option} says how to read calibration samples; give them with --calib")
     if save_calibration is not None and load_calibration is None:
         raise UsageError("--save-calibration has nothing to save; give samples with --calib")
-
-
-def _check_options(
-    ranges: str | None, weights: str | None, activations: str | None, target: str, provider: str
-) -> None:
-    goal = find_target(target)
-    if ranges is not None:
-        parse_quantizer(ranges)
-    if weights is not None or activations is not None:
-        goal.check_schemes(QuantScheme.parse(weights or "int8"), QuantScheme.parse(activations or "uint8"))
-    check_provider(provider)
 
 
 def _write(done: CompiledModel, report: Report, output: Path, path: Path | None) -> None:

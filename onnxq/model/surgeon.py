@@ -7,6 +7,8 @@ initializers inside bodies.
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -45,7 +47,7 @@ PACKED = {
 }
 
 
-def packed_constant(name: str, codes: NDArray[np.int8] | NDArray[np.uint8], bits: int) -> gs.Constant:
+def packed_constant(name: str, codes: NDArray[np.integer[Any]], bits: int) -> gs.Constant:
     """An initializer of type INT4, UINT4, INT2 or UINT2, signed as the codes are, packed low bits first.
 
     Args:

@@ -27,7 +27,15 @@ from onnxq.scheme import QuantScheme
 
 METHODS: tuple[type[RangeMethod], ...] = (MinMax, Percentile, Mse, Lp, Entropy, Aciq)
 
-__all__ = ["METHODS", "Quantizer", "RangeMethod", "expected_error", "parse_quantizer", "weight_params"]
+__all__ = [
+    "METHODS",
+    "Quantizer",
+    "RangeMethod",
+    "expected_error",
+    "method_for",
+    "parse_quantizer",
+    "weight_params",
+]
 
 
 def parse_quantizer(text: str) -> RangeMethod:
@@ -58,6 +66,17 @@ def parse_quantizer(text: str) -> RangeMethod:
                 f"cannot read {item!r} in the range method {text!r}; {option} is a number"
             ) from error
     return methods[name](**values)
+
+
+def method_for(text: str, scheme: QuantScheme) -> str:
+    """The range method itself, or what `auto` stands for on this grid: with few levels, clipping pays.
+
+    >>> method_for("auto", QuantScheme(8)), method_for("auto", QuantScheme(4)), method_for("aciq", QuantScheme(4))
+    ('minmax', 'mse', 'aciq')
+    """
+    if text != "auto":
+        return text
+    return "minmax" if scheme.bits >= 8 else "mse"
 
 
 def weight_params(

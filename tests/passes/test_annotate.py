@@ -288,10 +288,10 @@ def test_what_an_earlier_pass_keeps_out_stays_out(parse_program: ParseProgram) -
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ("weights=int4", "takes weights int8 per tensor or channel, not int4"),
+        ("weights=uint4", "takes weights intB:tensor or intB:channel, B from 2 to 8, not uint4"),
         ("weights=int8:block=32", "not int8:block=32"),
         ("weights=int8:asymmetric", "not int8:asymmetric"),
-        ("activations=uint4", "takes activations uint8, not uint4"),
+        ("activations=uint4:channel", "activations have one scale a tensor, which uint4:channel has not"),
     ],
 )
 def test_schemes_that_no_kernel_takes_are_refused(options: str, complaint: str, annotated: Annotated) -> None:

@@ -49,14 +49,14 @@ def context(program: Program, feeds: Mapping[str, Array] = X) -> Context:
 def test_one_tensor_of_each_group_and_the_channel_means_of_layer_inputs(program: Program) -> None:
     assert program.plan["p"].group == "r"
     assert program.plan["f"].group == "t"
-    assert needs(program, histogram=False) == {
+    assert needs(program, "minmax") == {
         "x": Needs(channels=1),
         "r": Needs(),
         "t": Needs(),
         "f": Needs(channels=-1),
     }
-    assert needs(program, histogram=True)["r"] == Needs(histogram=True)
-    assert needs(program, histogram=True)["f"] == Needs(channels=-1)  # for its means; the range is that of t
+    assert needs(program, "mse")["r"] == Needs(histogram=True)
+    assert needs(program, "mse")["f"] == Needs(channels=-1)  # for its means; the range is that of t
 
 
 def test_the_statistics_are_those_of_a_run(program: Program) -> None:
@@ -118,14 +118,14 @@ def test_a_table_is_known_without_a_run(parse_program: ParseProgram) -> None:
     text = "g (int64[N,5] i) => (float[N,5,64] y) { e = Gather(table, i) l = Relu(e) y = MatMul(l, w) }"
     program = annotated(parse_program, text, {"table": normal(1, 100, 64), "w": normal(2, 64, 64)})
     assert program.plan["e"].group == "table"
-    assert needs(program, histogram=True) == {"l": Needs(histogram=True, channels=-1)}
+    assert needs(program, "mse") == {"l": Needs(histogram=True, channels=-1)}
 
 
 def test_layers_that_disagree_on_the_channel_axis_get_no_means(parse_program: ParseProgram) -> None:
     text = "g (float[N,12,20] x) => (float[N,8,18] y, float[N,12,24] z) { y = Conv(x, w) z = MatMul(x, v) }"
     program = annotated(parse_program, text, {"w": normal(1, 8, 12, 3), "v": normal(2, 20, 24)})
     assert list(program.units) == [n.name for n in program.graph.nodes]
-    assert needs(program, histogram=False)["x"] == Needs()
+    assert needs(program, "minmax")["x"] == Needs()
     assert Calibrate().run(program, context(program, {"x": normal(0, 9, 12, 20)})).changed == 2
 
 

@@ -139,7 +139,7 @@ def test_shared_weights_are_stored_once_and_a_shared_bias_for_each_scale(
     model = emitted(program, form=form)
     stored = initializers(model)
     assert [v.shape for v in stored.values() if v.dtype == np.int8 and v.ndim == 4] == [w.shape]
-    for tensor, name in (("x", "b_quantized"), ("s", "b_quantized_1"), ("t", "b_quantized_2")):
+    for tensor, name in (("x", "b_q"), ("s", "b_q_1"), ("t", "b_q_2")):
         scale = program.params(tensor).scale * program.params("w").scale
         np.testing.assert_array_equal(stored[name], np.rint(b / scale.astype(np.float64)))
     assert kernels(model)["QLinearConv"] == 3
@@ -157,7 +157,7 @@ def test_a_split_hands_out_codes(form: str, parse_program: ParseProgram) -> None
     found = outputs(model)
     assert_on_grid(found["c"], program.params("c"))
     np.testing.assert_array_equal(np.concatenate([found["p"], found["q"]], 1), found["c"])
-    assert nodes(model, "Split")[0].input[0] == "c_quantized"
+    assert nodes(model, "Split")[0].input[0] == "c_q"
 
 
 @both_forms
@@ -199,21 +199,19 @@ def test_what_the_runtime_needs_stands_on_weights_and_biases(parse_program: Pars
     model = emitted(program)
     stored = initializers(model)
     decoded = {n.input[0]: n for n in nodes(model, "DequantizeLinear") if n.input[0] in stored}
-    assert set(decoded) == {"w_quantized", "u_quantized", "b_quantized"}
+    assert set(decoded) == {"w_q", "u_q", "b_q"}
     for name in ("w", "u"):
-        zeros = stored[
-            decoded[f"{name}_quantized"].input[2]
-        ]  # without it neither Gemm nor MatMul + Add fuses
+        zeros = stored[decoded[f"{name}_q"].input[2]]  # without it neither Gemm nor MatMul + Add fuses
         np.testing.assert_array_equal(zeros, np.zeros(6, np.int8))
         assert zeros.dtype == np.int8
-        assert decoded[f"{name}_quantized"].attribute[0].i == 0
-    bias = decoded["b_quantized"]
+        assert decoded[f"{name}_q"].attribute[0].i == 0
+    bias = decoded["b_q"]
     assert len(bias.input) == 2
-    assert stored["b_quantized"].dtype == np.int32
+    assert stored["b_q"].dtype == np.int32
     expected = program.params("x").scale * program.params("w").scale
     np.testing.assert_array_equal(stored[bias.input[1]], expected)
     for tensor in ("x", "d", "y"):
-        assert stored[f"{tensor}_scale"].shape == stored[f"{tensor}_zero_point"].shape == ()
+        assert stored[f"{tensor}_scale"].shape == stored[f"{tensor}_zp"].shape == ()
 
 
 def test_scales_of_one_tensor_are_scalars(parse_program: ParseProgram) -> None:
@@ -221,7 +219,7 @@ def test_scales_of_one_tensor_are_scalars(parse_program: ParseProgram) -> None:
     program = parse_program(text, {"w": W, "b": normal(3, 6)}, 17)
     model = emitted(program, annotate="annotate:weights=int8:tensor,small=0")
     stored = initializers(model)
-    assert {stored[n].shape for n in ("w_scale", "w_zero_point", "b_scale")} == {()}
+    assert {stored[n].shape for n in ("w_scale", "w_zp", "b_scale")} == {()}
     assert not any(n.attribute for n in nodes(model, "DequantizeLinear"))
 
 

@@ -1,0 +1,135 @@
+"""What a user chooses of a compile, and the pipeline that follows from it.
+
+`weights` and `activations` refine `bits`, which refines the preset; each further option is set on every pass that has it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from onnxq.errors import UsageError
+from onnxq.pipeline import Pipeline
+from onnxq.precision import Bits
+from onnxq.presets import WEIGHT_ONLY, WITHOUT_DATA, preset_pipeline
+from onnxq.quantizers import parse_quantizer
+from onnxq.scheme import QuantScheme
+from onnxq.target import Target, find_target
+
+FLOAT = "float"
+DEFAULT = "int8"
+BLOCK = 32
+PER_CHANNEL = QuantScheme.parse("int8:channel")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Options of a compile that shape its pipeline; None leaves one to the preset or the pipeline.
+
+    Attributes:
+        preset: named pipeline, `int8` when left out.
+        pipeline: passes to run instead of a preset, or their text.
+        form: `qdq` or `integer`.
+        target: runtime to compile for.
+        bits: widths as `w4a8`, or `w4` for weights alone.
+        weights: scheme of weights, e.g. int4:channel.
+        activations: scheme of activations, e.g. uint4, or `float`.
+        override: exceptions, GLOB=BITS or GLOB=float.
+        first_last: width of the first and last layers: `same`, `8` or `float`.
+        elementwise: width of activations that no layer multiplies: `8` or `same`.
+        ranges: range method of activations.
+        skip: node names or op types to leave in float.
+    """
+
+    preset: str | None = None
+    pipeline: Pipeline | str | None = None
+    form: str | None = None
+    target: str = "ort-cpu"
+    bits: str | None = None
+    weights: str | QuantScheme | None = None
+    activations: str | QuantScheme | None = None
+    override: tuple[str, ...] = ()
+    first_last: str | None = None
+    elementwise: str | None = None
+    ranges: str | None = None
+    skip: tuple[str, ...] = ()
+
+    def resolve(self, has_data: bool) -> Pipeline:
+        """The pipeline.
+
+        Args:
+            has_data: whether there are calibration samples or a table of their statistics.
+
+        Raises:
+            UsageError: an unknown, contradictory or unusable option.
+        """
+        target, bits = find_target(self.target), None if self.bits is None else Bits.parse(self.bits)
+        steps = self._passes(bits, has_data)
+        weights, activations = self._weights(bits), self._activations(bits, target)
+        if activations is not None and not self.is_weight_only(bits):
+            target.activation_scheme(activations)
+            if not has_data and activations.bits == 8 and self.activations is None:
+                activations = None  # what is quantized at run time has 8 bits
+        given = {
+            "weights": weights,
+            "activations": None if self.is_weight_only(bits) else activations,
+            "ranges": self.ranges,
+            "override": self.override,
+            "first_last": self.first_last,
+            "elementwise": self.elementwise,
+            "skip": self.skip,
+        }
+        if self.ranges is not None and self.ranges != "auto":
+            parse_quantizer(self.ranges)
+        for name, value in given.items():
+            if value is None or value == ():
+                continue
+            if name in ("activations", "ranges") and not has_data:
+                raise UsageError(f"{name} can only be chosen with calibration data; give some with --calib")
+            steps = steps.with_option(name, value)
+        return steps
+
+    def falls_back(self, has_data: bool) -> bool:
+        """Whether the preset gives way to its counterpart that needs no data."""
+        bits = None if self.bits is None else Bits.parse(self.bits)
+        asked = self.pipeline is None and not self.is_weight_only(bits)
+        return asked and not has_data and (self.preset or DEFAULT) in WITHOUT_DATA
+
+    def is_weight_only(self, bits: Bits | None) -> bool:
+        """Whether activations stay float."""
+        if self.activations is not None:
+            return self.activations == FLOAT
+        return bits is not None and bits.activations is None
+
+    def _passes(self, bits: Bits | None, has_data: bool) -> Pipeline:
+        if self.pipeline is None:
+            preset = WEIGHT_ONLY if self.is_weight_only(bits) else self.preset or DEFAULT
+            if self.preset is not None:
+                preset_pipeline(self.preset)  # a name that is not known is an error all the same
+            return Pipeline.parse(preset_pipeline(preset, self.form, data=has_data))
+        if self.preset is not None:
+            raise UsageError("give a preset or a pipeline, not both")
+        if self.form is not None:
+            raise UsageError("a pipeline names its own emission pass; leave the format out")
+        steps = Pipeline.parse(self.pipeline) if isinstance(self.pipeline, str) else self.pipeline
+        if self.is_weight_only(bits) and any("activations" in p.options() for p in steps.passes):
+            raise UsageError(f"activations are to stay float, and the pipeline '{steps}' quantizes them")
+        return steps
+
+    def _weights(self, bits: Bits | None) -> QuantScheme | None:
+        if isinstance(self.weights, str):
+            return QuantScheme.parse(self.weights)
+        if self.weights is not None or bits is None:
+            return self.weights
+        if self.is_weight_only(bits):
+            return QuantScheme(bits.weights, signed=True, symmetric=True, granularity="block", block=BLOCK)
+        return replace(PER_CHANNEL, bits=bits.weights)
+
+    def _activations(self, bits: Bits | None, target: Target) -> QuantScheme | None:
+        if isinstance(self.activations, str):
+            return None if self.activations == FLOAT else QuantScheme.parse(self.activations)
+        if self.activations is not None:
+            return self.activations
+        width = bits.activations if bits is not None else None
+        if width is None:
+            return QuantScheme(8, signed=True, symmetric=True) if target.signed else None
+        return QuantScheme(width, signed=target.signed, symmetric=target.signed)

@@ -1,0 +1,136 @@
+"""Codes of 2 to 8 bits as initializers that take as many bits, and the nodes that bring them back when a model is loaded.
+
+Runtimes compute with 8-bit codes. They evaluate nodes on constants once, at load, so what is stored at b bits runs at the speed
+of int8:
+
+- 8 bits: the initializer itself.
+- 4 and 2 bits: an initializer of type INT4, UINT4, INT2 or UINT2 and a Cast, where the target takes that type.
+- other widths: bit planes. Bit k of code n stands in byte n mod M of plane k, M = ceil(N / 8), and
+
+      code = sum_k w_k ((byte >> n div M) & 1),     w_k = 2^k, and -2^(b-1) for the sign
+
+  is a BitShift, a BitwiseAnd and a MatMulInteger by the weights w of the planes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnxq.graph import Names, constant
+from onnxq.model.surgeon import packed_constant
+
+Codes = NDArray[np.integer[Any]]
+
+BYTE = 8
+PLANES_OPSET = 18  # BitwiseAnd
+OPSETS = {8: 1, 4: 21, 2: 25}  # that have a type of so many bits
+
+
+def needed_opset(widths: Iterable[int], packed: Collection[int]) -> int:
+    """The oldest operator set in which codes of these widths can be stored.
+
+    Args:
+        widths: bits, 2 to 8.
+        packed: widths whose own type the target takes.
+    """
+    return max((OPSETS[w] if w == BYTE or w in packed else PLANES_OPSET for w in widths), default=1)
+
+
+class Packer:
+    """Writes codes into one graph; what several of them need is written once."""
+
+    def __init__(self, graph: gs.Graph, names: Names, packed: Collection[int] = (2, 4)) -> None:
+        self.graph, self.names, self.packed = graph, names, packed
+        self._shared: dict[str, gs.Constant] = {}
+
+    def tensor(self, name: str, codes: Codes, bits: int) -> gs.Tensor:
+        """A tensor with the codes, int8 or uint8 as they are given, whose storage takes `bits` bits a code.
+
+        Args:
+            name: what to name its tensors and nodes after.
+            codes: int8 or uint8, any shape, within the range of so many bits.
+            bits: 2 to 8.
+
+        Raises:
+            ValueError: a code is out of range.
+        """
+        _check(name, codes, bits)
+        if bits == BYTE or codes.size == 0:
+            return constant(self.names, name, codes)
+        if bits in self.packed:
+            stored = packed_constant(self.names.fresh(f"{name}{bits}"), codes, bits)
+            return self._cast(name, stored, codes.dtype, codes.shape)
+        return self._planes(name, codes, bits)
+
+    def _planes(self, name: str, codes: Codes, bits: int) -> gs.Tensor:
+        signed = codes.dtype == np.int8
+        planes = bit_planes(codes, bits)
+        columns = planes.shape[1] * BYTE
+        stored = constant(self.names, f"{name}_planes", planes[:, None])  # (bits, 1, M)
+        shifted = self._append("BitShift", name, [stored, self._shifts()], np.uint8, direction="RIGHT")
+        one = self._shared_constant("bit", np.ones((), np.uint8))
+        found = self._append("BitwiseAnd", name, [shifted, one], np.uint8)  # (bits, 8, M)
+        flat = self._append("Reshape", name, [found, self._shape((bits, columns))], np.uint8)
+        sums = self._append("MatMulInteger", name, [self._weights(bits, signed), flat], np.int32)  # (1, 8 M)
+        if columns != codes.size:
+            ends = [self._shared_constant(f"end_{n}", np.array([n], np.int64)) for n in (0, codes.size, 1)]
+            sums = self._append("Slice", name, [sums, *ends], np.int32)
+        shaped = self._append("Reshape", name, [sums, self._shape(codes.shape)], np.int32)
+        return self._cast(name, shaped, codes.dtype, codes.shape)
+
+    def _cast(
+        self, name: str, source: gs.Tensor, dtype: np.dtype[Any], shape: tuple[int, ...]
+    ) -> gs.Variable:
+        result = gs.Variable(self.names.fresh(name), dtype, list(shape))
+        attrs = {"to": onnx.helper.np_dtype_to_tensor_dtype(dtype)}
+        self.graph.nodes.append(gs.Node("Cast", result.name, attrs=attrs, inputs=[source], outputs=[result]))
+        return result
+
+    def _append(self, op: str, name: str, inputs: list[gs.Tensor], dtype: Any, **attrs: Any) -> gs.Variable:
+        result = gs.Variable(self.names.fresh(f"{name}_{op.lower()}"), np.dtype(dtype))
+        node = gs.Node(op, result.name, attrs=attrs, inputs=inputs, outputs=[result])
+        self.graph.nodes.append(node)
+        return result
+
+    def _shifts(self) -> gs.Constant:
+        return self._shared_constant("shifts", np.arange(BYTE, dtype=np.uint8)[:, None])
+
+    def _weights(self, bits: int, signed: bool) -> gs.Constant:
+        weights = 1 << np.arange(bits)
+        if signed:
+            weights[-1] = -weights[-1]
+        return self._shared_constant(
+            f"planes_{'' if signed else 'u'}int{bits}", weights[None].astype(np.int8)
+        )
+
+    def _shape(self, shape: tuple[int, ...]) -> gs.Constant:
+        return self._shared_constant("shape_" + "x".join(map(str, shape)), np.array(shape, np.int64))
+
+    def _shared_constant(self, name: str, values: NDArray[np.generic]) -> gs.Constant:
+        if name not in self._shared:
+            self._shared[name] = constant(self.names, f"packing_{name}", values)
+        return self._shared[name]
+
+
+def bit_planes(codes: Codes, bits: int) -> NDArray[np.uint8]:
+    """Bits of codes in two's complement, uint8 (bits, ceil(N / 8)): bit k of code n is bit n div M of byte n mod M of row k.
+
+    >>> bit_planes(np.array([1, 2, 3], np.uint8), 2).tolist()
+    [[5], [6]]
+    """
+    flat = np.ravel(codes).view(np.uint8)
+    lanes = np.pad(flat, (0, -flat.size % BYTE)).reshape(BYTE, -1)
+    found = (lanes >> np.arange(bits, dtype=np.uint8)[:, None, None]) & 1  # (bits, 8, M)
+    return np.packbits(found, axis=1, bitorder="little")[:, 0]
+
+
+def _check(name: str, codes: Codes, bits: int) -> None:
+    low = -(1 << (bits - 1)) if codes.dtype == np.int8 else 0
+    if codes.size and not low <= codes.min() <= codes.max() < low + (1 << bits):
+        raise ValueError(f"codes of {name!r} do not fit into {bits} bits")

@@ -1,0 +1,89 @@
+"""Packed codes come back whole in onnxruntime and in onnx's evaluator, take b bits each, and cost no node at run time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import pytest
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, checker, helper
+from onnx.reference import ReferenceEvaluator
+
+from onnxq.graph import Names
+from onnxq.model.session import make_session, optimized_model
+from onnxq.model.skeleton import model_bytes
+from onnxq.packing import Packer, needed_opset
+from onnxq.program import Program
+
+Codes = NDArray[np.integer[Any]]
+
+
+def stored(codes: Codes, bits: int, packed: tuple[int, ...]) -> ModelProto:
+    """A model that adds an input of zeros to the stored codes as int32."""
+    shape = list(codes.shape)
+    opset = max(21, needed_opset([bits], packed))
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.INT32, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, shape)],
+    )
+    source = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    program = Program.from_model(source)
+    names = Names(program.graph)
+    found = Packer(program.graph, names, packed).tensor("w", codes, bits)
+    wide = gs.Variable("wide", np.dtype(np.int32), shape)
+    program.graph.nodes.append(
+        gs.Node("Cast", "widen", attrs={"to": TensorProto.INT32}, inputs=[found], outputs=[wide])
+    )
+    last = program.graph.nodes[0]
+    last.op, last.inputs = "Add", [wide, program.graph.inputs[0]]
+    program.graph.toposort()
+    model = program.to_model()
+    checker.check_model(model, full_check=True)
+    return model
+
+
+def random_codes(bits: int, shape: tuple[int, ...], signed: bool) -> Codes:
+    rng = np.random.default_rng(bits)
+    low = -(1 << (bits - 1)) if signed else 0
+    return rng.integers(low, low + (1 << bits), size=shape).astype(np.int8 if signed else np.uint8)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("shape", [(16, 8, 3, 3), (3, 5), (1,), (7, 3)])
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("packed", [(2, 4), (4,), ()])
+def test_codes_come_back(bits: int, shape: tuple[int, ...], signed: bool, packed: tuple[int, ...]) -> None:
+    codes = random_codes(bits, shape, signed)
+    model = stored(codes, bits, packed)
+    feeds = {"x": np.zeros(1, np.int32)}
+    for optimize in (True, False):
+        (found,) = make_session(model, optimize=optimize).run(None, feeds)
+        np.testing.assert_array_equal(found, codes)
+    (found,) = ReferenceEvaluator(model).run(None, feeds)
+    np.testing.assert_array_equal(found, codes)
+
+
+@pytest.mark.parametrize("bits", range(2, 8))
+def test_a_code_takes_its_bits_and_no_node_at_run_time(bits: int) -> None:
+    few, many = (stored(random_codes(bits, (n, 64), True), bits, (2, 4)) for n in (64, 1088))
+    assert model_bytes(many) - model_bytes(few) == pytest.approx(
+        1024 * 64 * bits / 8, abs=64
+    )  # lengths in varints
+    assert [n.op_type for n in optimized_model(many).graph.node] == ["Add"]
+
+
+@pytest.mark.parametrize(("bits", "code"), [(4, 8), (4, -9), (3, 4), (2, -3), (7, 64)])
+def test_codes_out_of_range_are_refused(bits: int, code: int) -> None:
+    with pytest.raises(ValueError, match=f"'w' do not fit into {bits} bits"):
+        stored(np.array([[0, code]], np.int8), bits, (2, 4))
+
+
+def test_widths_ask_for_the_operator_set_of_their_type() -> None:
+    assert needed_opset([8], (2, 4)) == 1
+    assert needed_opset([8, 4], (2, 4)) == 21
+    assert needed_opset([4, 2], (2, 4)) == 25
+    assert needed_opset([2, 3], (4,)) == 18
