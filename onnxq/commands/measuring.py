@@ -59,7 +59,7 @@ def evaluate_file(
 
 def compare_files(
     a: Path,
-    b: Path,
+    b: Path | None,
     data: str,
     *,
     samples: int | None = None,
@@ -73,9 +73,11 @@ def compare_files(
     """Outputs of two models on the same samples: figures of the first output, of each, and the samples.
 
     Raises:
-        UsageError: an unknown provider or image option.
+        UsageError: no second model, or an unknown provider or image option.
         OnnxqError: a model or the data failed, or the outputs cannot be compared.
     """
+    if b is None:
+        raise UsageError("compare takes two models, A and B; only with --exact may B be left out")
     check_provider(provider)
     options = image_options(images)
     first, second = load(a, progress), load(b, progress)

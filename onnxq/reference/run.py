@@ -6,6 +6,7 @@ order of float sums (see `onnxq.reference.regions`).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,22 @@ class Reference:
         self.outputs = [o.name for o in self.model.graph.output]
         self._plans: dict[tuple[str, ...], list[Step | Region]] = {}
 
+    def using(self, arithmetic: Arithmetic) -> Reference:
+        """The same model in another arithmetic, without preparing it again."""
+        other = copy.copy(self)
+        other.arithmetic = arithmetic
+        return other
+
     @property
     def code_names(self) -> list[str]:
         """Names of the 8-bit tensors that the model computes, in that order."""
         return list(self.lowered.codes)
+
+    @property
+    def float_operators(self) -> int:
+        """Nodes that stay float."""
+        plan = self._plan((*self.code_names, *self.outputs))
+        return sum(len(item.nodes) for item in plan if isinstance(item, Region))
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of the model by name; feeds that it does not take are left out.
