@@ -90,7 +90,7 @@ class Agreement:
 
 
 def agreement(
-    model: ModelProto,
+    exact: Reference,
     data: Dataset,
     *,
     limit: int | None = None,
@@ -99,15 +99,17 @@ def agreement(
     provider: str = CPU,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Agreement:
-    """Run the model over the samples in both arithmetics and in onnxruntime.
+    """Run a model over the samples in both arithmetics and in onnxruntime.
+
+    Args:
+        exact: the model in exact arithmetic.
 
     Raises:
         ModelError: the model cannot be run.
         DataError: the samples cannot be read.
     """
-    exact = Reference(model, threads=threads)
-    avx2 = exact.using("avx2")
-    unseen = _unseen(model)
+    avx2, model = exact.using("avx2"), exact.model
+    unseen = unreadable(model)
     hidden = [name for name in exact.code_names if name in unseen]
     result = Agreement(exact.saturating(), exact.float_operators, unseen=hidden)
     seen = [name for name in exact.code_names if name not in unseen]
@@ -129,7 +131,7 @@ def agreement(
     return result
 
 
-def _unseen(model: ModelProto) -> set[str]:
+def unreadable(model: ModelProto) -> set[str]:
     """int8 codes between QuantizeLinear and DequantizeLinear: the runtime moves them to uint8 unless they are read."""
     kinds = {t.name: t.data_type for t in model.graph.initializer}
     return {

@@ -24,8 +24,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnxq.model.tensors import all_graphs, subgraphs
 from onnxq.reference.arithmetic import quantize_linear
 from onnxq.reference.evaluate import evaluator
-from onnxq.reference.kernels import KERNELS, MOVES, ON_CODES, Kernel, Step
-from onnxq.reference.products import SHIFTED
+from onnxq.reference.kernels import FACTORS, KERNELS, MOVES, ON_CODES, Kernel, Step, on_uint8
 
 Array = NDArray[Any]
 BYTES = (np.dtype(np.uint8), np.dtype(np.int8))
@@ -82,6 +81,7 @@ class _Lowering:
         self.coded: dict[str, np.dtype[Any]] = {}
         self.grids: dict[str, Grid] = {}
         self.done: set[int] = set()
+        self.quantized = {n.output[0] for n in self.graph.node if n.op_type == "QuantizeLinear"}
 
     def run(self) -> Lowered:
         for info in self.graph.input:
@@ -98,6 +98,8 @@ class _Lowering:
             self._dequantize(node)
         elif self._is_constant(node):
             self._fold(node)
+        elif node.op_type == "QuantizeLinear" and not self._is_plain(node):
+            self._evaluate(node)
         elif node.op_type in KERNELS and node.domain in OWN:
             self._step(KERNELS[node.op_type], node.op_type, node.input, node.output, attributes(node))
         elif node.domain in STANDARD and self._is_coded(node.input[0] if node.input else ""):
@@ -124,6 +126,18 @@ class _Lowering:
         if not given.get("block_size", 0):
             self.grids[node.output[0]] = Grid(codes, scale, zero[0] if zero else "", given.get("axis", 1))
         self._step(KERNELS["DequantizeLinear"], node.op_type, node.input, node.output, given)
+
+    def _is_plain(self, node: NodeProto) -> bool:
+        """Whether a QuantizeLinear is per tensor or channel, to a type that numpy has."""
+        given = attributes(node)
+        zero = self.constants.get(node.input[2]) if len(node.input) > 2 else None
+        kind = "u" if zero is None else zero.dtype.kind
+        return kind in "iu" and not given.get("block_size", 0) and not given.get("output_dtype", 0)
+
+    def _evaluate(self, node: NodeProto) -> None:
+        run = evaluator(node, self.opsets)
+        kernel: Kernel = lambda attributes, inputs, arithmetic: run([x for x in inputs if x is not None])  # noqa: E731
+        self.result.work.append(Step(kernel, node.op_type, tuple(node.input), tuple(node.output)))
 
     def _step(
         self,
@@ -218,29 +232,30 @@ class _Lowering:
         return False
 
     def _takes(self, grid: Grid) -> bool:
-        """Whether kernels read the codes: per tensor, uint8, or int8 straight from a QuantizeLinear."""
-        if not self._is_per_tensor(grid) or not grid.zero:
-            return False
-        if self._type(grid) == BYTES[0]:
-            return True
-        return self._type(grid) == BYTES[1] and self._is_shifted(grid)
+        """Whether kernels read the codes: 8 bits, per tensor, with an explicit zero point."""
+        return self._is_per_tensor(grid) and bool(grid.zero) and self._type(grid) in BYTES
 
-    def _is_shifted(self, grid: Grid) -> bool:
-        """Whether the runtime moves int8 codes to uint8: they lie between QuantizeLinear and DequantizeLinear alone."""
-        readers = self.readers.get(grid.codes, [])
-        written = any(
-            isinstance(w, Step) and grid.codes in w.outputs and w.op not in MOVES for w in self.result.work
-        )
-        return (
-            self._type(grid) == BYTES[1]
-            and written
-            and grid.codes not in self.outputs
-            and all(n.op_type == "DequantizeLinear" for n in readers)
-        )
+    def _kernel_type(self, codes: str, dtype: np.dtype[Any] | None) -> np.dtype[Any] | None:
+        """Type in which kernels see codes: the runtime moves int8 between a QuantizeLinear and one reader to uint8."""
+        if (
+            dtype != BYTES[1]
+            or codes in self.constants
+            or codes in self.outputs
+            or codes not in self.quantized
+        ):
+            return dtype
+        readers = self.readers.get(codes, [])
+        if len(readers) != 1 or readers[0].op_type != "DequantizeLinear":
+            return dtype
+        values = readers[0].output[0]
+        return BYTES[0] if len(self.readers.get(values, ())) + (values in self.outputs) == 1 else dtype
 
     def _is_per_tensor(self, grid: Grid) -> bool:
         scale = self.constants.get(grid.scale)
         return scale is not None and scale.size == 1
+
+    def _seen(self, grid: Grid) -> np.dtype[Any] | None:
+        return self._kernel_type(grid.codes, self._type(grid))
 
     def _type(self, grid: Grid) -> np.dtype[Any] | None:
         if grid.codes in self.coded:
@@ -258,7 +273,9 @@ class _Lowering:
         if reader is None or reader.op_type != "QuantizeLinear" or len(reader.input) < 3:
             return None
         scale, zero = (self.constants.get(name) for name in reader.input[1:3])
-        if scale is None or zero is None or scale.size != 1 or zero.dtype != self._type(data):
+        if scale is None or zero is None or scale.size != 1:
+            return None
+        if self._kernel_type(reader.output[0], zero.dtype) != self._seen(data):
             return None
         if any(not self._is_implied(n, scale, zero) for n in passed):
             return None
@@ -286,6 +303,8 @@ class _Lowering:
             return False
         if self._type(weight) not in BYTES or (bias and attributes(node).get("beta", 1.0) != 1.0):
             return False
+        if self._seen(data) == BYTES[1] and (node.op_type == "Conv" or self._type(weight) != BYTES[1]):
+            return False
         end = self._quantized(node, data)
         if end is None and (node.op_type == "Conv" or self._is_quantized_somewhere(node.output[0])):
             return False
@@ -301,7 +320,7 @@ class _Lowering:
 
     def _fuse_matmul(self, node: NodeProto, grids: list[Grid]) -> bool:
         data, other = grids
-        if self._type(other) not in BYTES:
+        if self._type(other) not in BYTES or self._seen(data) != BYTES[0]:
             return False
         operands = [*self._operand(data), *self._operand(other)]
         end = self._quantized(node, data)
@@ -347,7 +366,7 @@ class _Lowering:
     def _fuse_kernel(self, node: NodeProto, grids: list[Grid]) -> bool:
         """Kernels whose operands are all activations."""
         data = grids[0]
-        if any(not self._takes(g) or self._type(g) != self._type(data) for g in grids):
+        if any(not self._takes(g) or self._seen(g) != self._seen(data) for g in grids):
             return False
         end = self._quantized(node, data)
         if end is None:
@@ -362,10 +381,14 @@ class _Lowering:
         return [grid.codes, grid.scale, grid.zero]
 
     def _write(self, op: str, inputs: Sequence[str], output: str, node: NodeProto, data: Grid) -> None:
-        given = attributes(node) | ({SHIFTED: 1} if self._type(data) == BYTES[1] else {})
+        given = attributes(node)
         if op == "QLinearSoftmax":
             given["opset"] = self.opsets.get("", 1)
-        self._step(KERNELS[op], op, inputs, [output], given)
+        kernel = KERNELS[op]
+        if self._type(data) != self._seen(data):
+            has_weight = op in FACTORS and inputs[FACTORS[op][0]] in self.constants
+            kernel = on_uint8(kernel, FACTORS[op] if has_weight else ())
+        self._step(kernel, op, inputs, [output], given)
 
 
 def read_names(node: NodeProto) -> list[str]:
