@@ -19,8 +19,8 @@ from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 from onnxq.measure.compare import run as run_session
 from onnxq.model.session import make_session
 from onnxq.model.tensors import element_type
+from onnxq.reference.facts import read_names
 from onnxq.reference.kernels import Step
-from onnxq.reference.lowering import read_names
 
 Array = NDArray[Any]
 
