@@ -35,6 +35,17 @@ def model(text: str, name: str = "MODEL") -> Any:
 Model = Annotated[Path, model("ONNX model.")]
 First = Annotated[Path, model("ONNX model to compare with, usually the float one.", "A")]
 Second = Annotated[Path, model("ONNX model with the same inputs.", "B")]
+MaybeSecond = Annotated[
+    Path | None, model("ONNX model with the same inputs; may be left out with --exact.", "B")
+]
+Exact = Annotated[
+    bool,
+    option(
+        "Say whether each quantized file gives the same codes on machines that add products in 32 bits and on "
+        "AVX2 machines without VNNI, and in onnxruntime here.",
+        "--exact",
+    ),
+]
 Data = Annotated[str, option("Samples to run, see below.", "--data", metavar="SRC")]
 Samples = Annotated[
     int | None, option("Use N samples, evenly spaced over the source (all).", metavar="N", least=1)
