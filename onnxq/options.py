@@ -56,7 +56,8 @@ Threads = Annotated[
     int, option("Threads inside one operator; 0 is one per core (0).", metavar="N", least=0, panel=RUNNING)
 ]
 Provider = Annotated[str, option(f"onnxruntime execution provider ({CPU}).", metavar="EP", panel=RUNNING)]
-Target = Annotated[str, option("Runtime to compile for (ort-cpu).", metavar="NAME", panel=QUANTIZATION)]
+TARGETS = "ort-cpu, onnx for operators of the ONNX standard alone, openvino or tensorrt (ort-cpu)."
+Target = Annotated[str, option(f"Runtime to compile for: {TARGETS}", metavar="NAME", panel=QUANTIZATION)]
 Json = Annotated[bool, option("Print one JSON object and nothing else on standard output.", "--json")]
 Debug = Annotated[bool, option("Show where an error comes from.", "--debug")]
 
@@ -171,5 +172,5 @@ Shape = Annotated[
     ),
 ]
 Seconds = Annotated[float, option("Time to spend (5).", metavar="S", least=0.1)]
-JudgedTarget = Annotated[str, option("Runtime to judge for (ort-cpu).", metavar="NAME")]
+JudgedTarget = Annotated[str, option(f"Runtime to judge for: {TARGETS}", metavar="NAME")]
 Version = Annotated[bool, option("Print the version.", "--version")]
