@@ -39,6 +39,7 @@ class Facts:
         opsets: version by domain.
         outputs: names of the graph's outputs.
         readers: nodes that read each tensor, once for each reading.
+        writers: the node that writes each tensor.
         shapes: declared shapes; None for an open size.
         constants: known arrays.
         coded: type of each tensor of 8-bit codes that is no constant.
@@ -53,6 +54,7 @@ class Facts:
         for node in graph.node:
             for name in read_names(node):
                 self.readers.setdefault(name, []).append(node)
+        self.writers = {name: node for node in graph.node for name in node.output}
         self.shapes = _shapes(model)
         self.constants: dict[str, Array] = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
         self.coded = {

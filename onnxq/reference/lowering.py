@@ -37,11 +37,13 @@ class Lowered:
         work: integer kernels, and nodes that stay float, in an order in which they can run.
         constants: known arrays by name.
         codes: names of the 8-bit tensors that the model computes, in that order.
+        reads: how often the model reads each tensor.
     """
 
     work: tuple[Step | NodeProto, ...]
     constants: Mapping[str, Array]
     codes: tuple[str, ...]
+    reads: Mapping[str, int]
 
 
 def lower(model: ModelProto) -> Lowered:
@@ -61,7 +63,8 @@ class _Lowering:
         for node in self.nodes:
             if id(node) not in self.absorbed:
                 self._lower(node)
-        return Lowered(tuple(self.work), self.facts.constants, tuple(self.codes))
+        reads = {name: len(nodes) for name, nodes in self.facts.readers.items()}
+        return Lowered(tuple(self.work), self.facts.constants, tuple(self.codes), reads)
 
     def _lower(self, node: NodeProto) -> None:
         op, is_own = node.op_type, node.domain in OWN
@@ -71,6 +74,8 @@ class _Lowering:
             self._fold(node)
         elif op == "QuantizeLinear" and not self._is_plain(node):
             self.work.append(self._evaluated(node, node.input, node.output))
+        elif op == "MatMulInteger" and self._fuse(node):
+            pass
         elif op in KERNELS and is_own:
             self._step(KERNELS[op], op, node.input, node.output, attributes(node))
         elif node.domain in STANDARD and node.input and self.facts.kind(node.input[0]) in BYTES:

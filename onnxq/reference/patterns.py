@@ -6,6 +6,8 @@ so that a difference shows:
 - all operands are dequantized: activations per tensor, weights per tensor or channel, a bias from int32;
 - the result is read by one QuantizeLinear alone, of the type of the input, perhaps through a Relu or Clip that its grid implies;
 - a Gemm and a MatMul may also write float32, and the Add of an int32 bias after a MatMul of matrices joins it.
+
+A MatMulInteger whose sums are cast and scaled, perhaps with a bias added, is one kernel as well.
 """
 
 from __future__ import annotations
@@ -35,19 +37,22 @@ class Match:
     Attributes:
         op: operator on codes.
         inputs, output: its tensors.
-        data: grid of the first operand.
+        data: grid of the first operand, None where it is chosen as the model runs.
         absorbed: nodes that it stands for besides the main one.
     """
 
     op: str
     inputs: Sequence[str]
     output: str
-    data: Grid
+    data: Grid | None
     absorbed: tuple[NodeProto, ...] = ()
 
     def kernel(self, facts: Facts) -> Kernel:
         """What computes it."""
-        kernel, kind = KERNELS[self.op], facts.kind(self.data.codes)
+        kernel = KERNELS[self.op]
+        if self.data is None:
+            return kernel
+        kind = facts.kind(self.data.codes)
         if facts.seen(self.data.codes, kind) == kind:
             return kernel
         is_weighted = self.op in FACTORS and self.inputs[FACTORS[self.op][0]] in facts.constants
@@ -71,6 +76,8 @@ class _End:
 
 def match(node: NodeProto, facts: Facts) -> Match | None:
     """The kernel that the runtime makes of a standard operator, None when it stays float."""
+    if node.op_type == "MatMulInteger":
+        return _scaled(node, facts)
     names = [name for name in node.input if name]
     grids = [facts.grids[name] for name in names if name in facts.grids]
     if not grids or len(grids) < len(names) or not facts.takes(grids[0]):
@@ -122,7 +129,7 @@ def _biased(node: NodeProto, facts: Facts, data: Grid, operands: list[str]) -> M
     add = facts.only_reader(node.output[0])
     if add is None or add.op_type != "Add" or not facts.is_matrix(node.input[0]):
         return None
-    bias = facts.grids.get(next((n for n in add.input if n != node.output[0]), ""))
+    bias = facts.grids.get(_other(add, node.output[0]))
     if bias is None or facts.kind(bias.codes) != np.int32:
         return None
     end = _end(add.output[0], facts, data)
@@ -130,6 +137,32 @@ def _biased(node: NodeProto, facts: Facts, data: Grid, operands: list[str]) -> M
         return None
     grid, output, absorbed = _tail(end, add.output[0])
     return Match("QGemm", [*operands, bias.codes, *grid], output, data, (add, *absorbed))
+
+
+def _scaled(node: NodeProto, facts: Facts) -> Match | None:
+    """Sums of codes that are quantized as the model runs, times input scale and weight scale, plus a bias."""
+    cast = facts.only_reader(node.output[0])
+    scaled = None if cast is None or cast.op_type != "Cast" else facts.only_reader(cast.output[0])
+    if cast is None or scaled is None or scaled.op_type != "Mul":
+        return None
+    factor = facts.writers.get(_other(scaled, cast.output[0]))
+    if factor is None or factor.op_type != "Mul" or len(node.input) < 4:
+        return None
+    scales = sorted(factor.input, key=lambda name: name in facts.constants)  # that of the weights is constant
+    a, b, a_zero, b_zero = node.input
+    inputs, output, absorbed = [a, b, *scales, a_zero, b_zero], scaled.output[0], (cast, scaled)
+    add = facts.only_reader(output)
+    if add is not None and add.op_type == "Add":
+        bias = facts.constants.get(_other(add, output))
+        if bias is not None and bias.ndim == 1:
+            name = _other(add, output)
+            return Match("MatMulIntegerToFloat", [*inputs, name], add.output[0], None, (*absorbed, add))
+    return Match("MatMulIntegerToFloat", inputs, output, None, absorbed)
+
+
+def _other(node: NodeProto, name: str) -> str:
+    """The input of an operator of two that is not the one of this name."""
+    return next((n for n in node.input if n != name), "")
 
 
 def _kernel(node: NodeProto, facts: Facts, grids: list[Grid]) -> Match | None:

@@ -133,8 +133,7 @@ class Reference:
 
     def _plan(self, wanted: tuple[str, ...]) -> list[Step | Region]:
         if wanted not in self._plans:
-            lowered = self.lowered
-            self._plans[wanted] = schedule(lowered.work, lowered.constants, wanted, self.model, self.threads)
+            self._plans[wanted] = schedule(self.lowered, wanted, self.model, self.threads)
         return self._plans[wanted]
 
     def _outputs_of(self, item: Step | Region, known: Mapping[str, Array]) -> dict[str, Array]:
