@@ -90,7 +90,7 @@ class Agreement:
 
 
 def agreement(
-    exact: Reference,
+    model: ModelProto | Reference,
     data: Dataset,
     *,
     limit: int | None = None,
@@ -102,19 +102,19 @@ def agreement(
     """Run a model over the samples in both arithmetics and in onnxruntime.
 
     Args:
-        exact: the model in exact arithmetic.
+        model: a model, or its reference in exact arithmetic.
 
     Raises:
         ModelError: the model cannot be run.
         DataError: the samples cannot be read.
     """
-    avx2, model = exact.using("avx2"), exact.model
-    unseen = unreadable(model)
+    exact = model if isinstance(model, Reference) else Reference(model, threads=threads)
+    avx2, unseen = exact.using("avx2"), unreadable(exact.model)
     hidden = [name for name in exact.code_names if name in unseen]
     result = Agreement(exact.saturating(), exact.float_operators, unseen=hidden)
     seen = [name for name in exact.code_names if name not in unseen]
-    deployed = make_session(model, threads=threads, provider=provider)
-    opened = make_session(model, threads=threads, provider=provider, extra_outputs=seen)
+    deployed = make_session(exact.model, threads=threads, provider=provider)
+    opened = make_session(exact.model, threads=threads, provider=provider, extra_outputs=seen)
     names, wanted = exact.outputs, [*exact.code_names, *exact.outputs]
     done = 0
     for part in data.batches(batch, limit):

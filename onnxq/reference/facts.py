@@ -64,7 +64,7 @@ class Facts:
             and (kind := _dtype(i.type.tensor_type.elem_type)) in BYTES
             and kind
         }
-        self.grids: dict[str, Grid] = {}
+        self.grids = {n.output[0]: grid for n in graph.node if (grid := _grid(n)) is not None}
         self._quantized = {n.output[0] for n in graph.node if n.op_type == "QuantizeLinear"}
 
     def kind(self, name: str) -> np.dtype[Any] | None:
@@ -126,6 +126,14 @@ def read_names(node: NodeProto) -> list[str]:
 def attributes(node: NodeProto) -> dict[str, Any]:
     """Attributes of a node as Python values."""
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def _grid(node: NodeProto) -> Grid | None:
+    """The grid that a DequantizeLinear per tensor or channel gives its values."""
+    if node.op_type != "DequantizeLinear" or attributes(node).get("block_size", 0):
+        return None
+    codes, scale, *zero = node.input
+    return Grid(codes, scale, zero[0] if zero else "", attributes(node).get("axis", 1))
 
 
 def _dtype(element: int) -> np.dtype[Any] | None:

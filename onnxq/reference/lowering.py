@@ -23,7 +23,15 @@ from onnxq.reference.patterns import match
 Array = NDArray[Any]
 STANDARD = ("", "ai.onnx")
 OWN = (*STANDARD, "com.microsoft")
-KEPT_GRID = tuple(op for op in (*MOVES, "MaxPool") if op not in ("Concat", "Pad"))
+KEPT_GRID = (
+    "MaxPool",
+    "Reshape",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Slice",
+    "Identity",
+)  # as the runtime's propagation
 
 # Where an operator's input list names the zero point of its output; for others of their kind it is the last one.
 OUTPUT_ZERO = {"QuantizeLinear": 2, "QLinearConcat": 1, "QLinearConv": 7, "QGemm": 8}
@@ -69,7 +77,7 @@ class _Lowering:
     def _lower(self, node: NodeProto) -> None:
         op, is_own = node.op_type, node.domain in OWN
         if op == "DequantizeLinear" and is_own:
-            self._dequantize(node)
+            self._step(KERNELS[op], op, node.input, node.output, attributes(node))
         elif self._is_constant(node):
             self._fold(node)
         elif op == "QuantizeLinear" and not self._is_plain(node):
@@ -92,14 +100,6 @@ class _Lowering:
         arrays = [self.facts.constants[name] for name in node.input if name]
         found = evaluator(node, self.facts.opsets)(arrays)
         self.facts.constants |= dict(zip((n for n in node.output if n), found, strict=True))
-
-    def _dequantize(self, node: NodeProto) -> None:
-        codes, scale, *zero = node.input
-        given = attributes(node)
-        if not given.get("block_size", 0):
-            grid = Grid(codes, scale, zero[0] if zero else "", given.get("axis", 1))
-            self.facts.grids[node.output[0]] = grid
-        self._step(KERNELS["DequantizeLinear"], node.op_type, node.input, node.output, given)
 
     def _is_plain(self, node: NodeProto) -> bool:
         """Whether a QuantizeLinear is per tensor or channel, to a type that numpy has."""
