@@ -55,7 +55,7 @@ def on_haswell(
 def test_kernels(tmp_path: Path, build_model: Callable[..., ModelProto]) -> None:
     """Full-range weights: convolutions of several reductions, groups and paddings, and matrix products."""
     rng, cases = np.random.default_rng(1), {}
-    shapes = {
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
         "wide": ((1, 16, 6, 6), (24, 16, 3, 3), {"pads": [1, 1, 1, 1]}),
         "odd": ((1, 5, 6, 6), (7, 5, 3, 3), {}),
         "colours": ((1, 3, 6, 6), (16, 3, 3, 3), {"pads": [1, 1, 1, 1]}),

@@ -26,7 +26,7 @@ class QDQ:
     def __init__(self, dtype: str = "uint8") -> None:
         self.rng, self.dtype = np.random.default_rng(5), dtype
         self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, Array] = {}
+        self.constants: dict[str, Any] = {}
 
     def node(self, op: str, inputs: str, output: str, **given: Any) -> str:
         names = [] if not inputs else inputs.split(" ")
