@@ -55,7 +55,7 @@ class StoreWeights(Pass):
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         ctx.target.check_weights(self.weights)
-        ctx.target.refuse_integers("weights that are stored as codes and computed in float")
+        ctx.target.check_without_ranges()
         uses, writer = Uses(program.graph), _Writer(program.graph, self.weights)
         for nodes in self._sites(program).values():
             reason = _conflict(uses, nodes)
