@@ -35,6 +35,17 @@ def model(text: str, name: str = "MODEL") -> Any:
 Model = Annotated[Path, model("ONNX model.")]
 First = Annotated[Path, model("ONNX model to compare with, usually the float one.", "A")]
 Second = Annotated[Path, model("ONNX model with the same inputs.", "B")]
+MaybeSecond = Annotated[
+    Path | None, model("ONNX model with the same inputs; may be left out with --exact.", "B")
+]
+Exact = Annotated[
+    bool,
+    option(
+        "Say whether each quantized file gives the same codes on machines that add products in 32 bits and on "
+        "AVX2 machines without VNNI, and in onnxruntime here.",
+        "--exact",
+    ),
+]
 Data = Annotated[str, option("Samples to run, see below.", "--data", metavar="SRC")]
 Samples = Annotated[
     int | None, option("Use N samples, evenly spaced over the source (all).", metavar="N", least=1)
@@ -45,7 +56,8 @@ Threads = Annotated[
     int, option("Threads inside one operator; 0 is one per core (0).", metavar="N", least=0, panel=RUNNING)
 ]
 Provider = Annotated[str, option(f"onnxruntime execution provider ({CPU}).", metavar="EP", panel=RUNNING)]
-Target = Annotated[str, option("Runtime to compile for (ort-cpu).", metavar="NAME", panel=QUANTIZATION)]
+TARGETS = "ort-cpu, onnx for operators of the ONNX standard alone, openvino or tensorrt (ort-cpu)."
+Target = Annotated[str, option(f"Runtime to compile for: {TARGETS}", metavar="NAME", panel=QUANTIZATION)]
 Json = Annotated[bool, option("Print one JSON object and nothing else on standard output.", "--json")]
 Debug = Annotated[bool, option("Show where an error comes from.", "--debug")]
 
@@ -160,5 +172,5 @@ Shape = Annotated[
     ),
 ]
 Seconds = Annotated[float, option("Time to spend (5).", metavar="S", least=0.1)]
-JudgedTarget = Annotated[str, option("Runtime to judge for (ort-cpu).", metavar="NAME")]
+JudgedTarget = Annotated[str, option(f"Runtime to judge for: {TARGETS}", metavar="NAME")]
 Version = Annotated[bool, option("Print the version.", "--version")]

@@ -24,9 +24,9 @@ from onnxq.graph import Names, Uses, constant, float_values, is_standard, replac
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
 from onnxq.quantizers import weight_params
+from onnxq.rules import refusal
 from onnxq.scheme import QuantScheme
 from onnxq.selection import note_floats, skipped_nodes, writes_float32
-from onnxq.target import refusal
 from onnxq.weights import balanced_codes
 
 INT8 = QuantScheme.parse("int8:channel")
@@ -55,6 +55,7 @@ class StoreWeights(Pass):
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         ctx.target.check_weights(self.weights)
+        ctx.target.refuse_integers("weights that are stored as codes and computed in float")
         uses, writer = Uses(program.graph), _Writer(program.graph, self.weights)
         for nodes in self._sites(program).values():
             reason = _conflict(uses, nodes)
