@@ -100,18 +100,18 @@ def quantize_blocks(
         None if symmetric else np.empty(shape, np.uint8),
     )
     outer, inner = int(np.prod(shape[:axis])), int(np.prod(shape[axis + 1 :]))
-    codes = found.codes.reshape(outer, size, inner)
-    grids = [None if a is None else a.reshape(outer, -1, inner) for a in (found.scale, found.zero_point)]
+    codes, scale = found.codes.reshape(outer, size, inner), found.scale.reshape(outer, -1, inner)
+    zero = None if found.zero_point is None else found.zero_point.reshape(scale.shape)
     quantize = _symmetric if symmetric else _asymmetric
     candidates = (NEAR if block <= LONG else FAR) if search else PLAIN
-    rows_of = _lying if inner == 1 else _standing
-    for x, where, place in rows_of(values.reshape(outer, size, inner), block):
-        rows, *grid = quantize(x, bits, candidates)
+    pieces = _lying if inner == 1 else _standing
+    for x, where, place in pieces(values.reshape(outer, size, inner), block):
+        columns, steps, zeros = quantize(x, bits, candidates)
         target = codes[where]
-        target[...] = (rows if inner > 1 else rows.T).reshape(target.shape)
-        for array, numbers in zip(grids, grid, strict=True):
-            if array is not None and numbers is not None:
-                array[place] = numbers.reshape(array[place].shape)
+        target[...] = (columns if inner > 1 else columns.T).reshape(target.shape)
+        scale[place] = steps.reshape(scale[place].shape)
+        if zero is not None and zeros is not None:
+            zero[place] = zeros.reshape(scale[place].shape)
     return found
 
 
@@ -149,8 +149,8 @@ def _symmetric(x: Floats, bits: int, candidates: Sequence[float]) -> tuple[Codes
     """Codes of the columns (B, n), scale (n,), and no zero point."""
     half = 1 << (bits - 1)
     low, high = _extremes(x)
-    scale = _usable(np.where(-low > high, low, high) / np.float32(-half))
     first, last = np.float32(-half), np.float32(half - 1)
+    scale = _usable(np.where(-low > high, low, high) / first)
     step, scale = _best(x, scale, None, first, last, candidates)
     return _rounded(x, step, None, first, last).astype(np.int8), scale, None
 
@@ -173,14 +173,12 @@ def _extremes(x: Floats) -> tuple[Floats, Floats]:
     return low, high
 
 
-def _usable(scale: Floats) -> Floats:
+def _usable(scale: NDArray[Any]) -> Floats:
     """The scale, 1 where a block holds nothing but zeros."""
-    return np.where(np.abs(scale) < SMALLEST_SCALE, np.float32(1), scale)
+    return np.where(np.abs(scale) < SMALLEST_SCALE, np.float32(1), scale).astype(np.float32, copy=False)
 
 
-def _rounded(
-    x: Floats, step: Floats, zero: Floats | None, first: np.float32, last: np.float32
-) -> Floats:
+def _rounded(x: Floats, step: Floats, zero: Floats | None, first: np.float32, last: np.float32) -> Floats:
     """Codes as float32, (B, n)."""
     codes = x * (np.float32(1) / step)
     np.rint(codes, out=codes)
@@ -191,7 +189,12 @@ def _rounded(
 
 
 def _best(
-    x: Floats, scale: Floats, zero: Floats | None, first: np.float32, last: np.float32, candidates: Sequence[float]
+    x: Floats,
+    scale: Floats,
+    zero: Floats | None,
+    first: np.float32,
+    last: np.float32,
+    candidates: Sequence[float],
 ) -> tuple[Floats, Floats]:
     """The step to round each column with and the scale of the codes that this gives, (n,) each."""
     if candidates is PLAIN:

@@ -37,6 +37,11 @@ def has_kernel(bits: int, block: int, accuracy: int) -> bool:
     return SMALLEST_BLOCK <= block <= LARGEST_BLOCK[bits] and block & (block - 1) == 0
 
 
+def kernel_block(block: int, size: int) -> int:
+    """The block of an axis of so many values: not longer than the shortest one of the kernel that holds them all."""
+    return min(block, max(1 << (size - 1).bit_length(), SMALLEST_BLOCK))
+
+
 @dataclass(frozen=True, eq=False)
 class NBits:
     """Inputs and attributes of MatMulNBits for a matrix of K inputs and N outputs.

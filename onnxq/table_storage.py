@@ -79,7 +79,9 @@ class TableWriter(WeightWriter):
             node.outputs = [found]
             self.scaled(node.name, found, self._of_rows(node, scale, rows), rows)
 
-    def _one_grid(self, nodes: Sequence[gs.Node], table: gs.Tensor, params: QuantParams, codes: Codes) -> None:
+    def _one_grid(
+        self, nodes: Sequence[gs.Node], table: gs.Tensor, params: QuantParams, codes: Codes
+    ) -> None:
         stored = self.constant(f"{table.name}_quantized", codes)
         scale = self.constant(f"{table.name}_scale", params.scale)
         zero = self.constant(f"{table.name}_zero_point", params.zero_point.astype(codes.dtype))
@@ -102,7 +104,8 @@ class TableWriter(WeightWriter):
     def _by_block(self, nodes: Sequence[gs.Node], table: gs.Tensor, values: Floats, block: int) -> None:
         """4-bit codes with a scale for each block of a row, or for the row, in ONNX's own nodes."""
         height, width = values.shape
-        if width % block or block % 2 or any(rank(n.inputs[1]) is None for n in nodes):
+        ranks = [rank(n.inputs[1]) for n in nodes]
+        if width % block or block % 2 or None in ranks:
             block = width
         matrix = quantize_blocks(values, 1, NIBBLE, block, search=self.search)
         shape = (height, width // block, block) if block < width else (height, width)
@@ -110,18 +113,18 @@ class TableWriter(WeightWriter):
         scale = self.constant(f"{table.name}_scale", matrix.scale.reshape(*shape[:-1], 1))
         one = self.constant(f"{table.name}_one", np.ones((), np.float32))
         zero = self.constant(f"{table.name}_zero_point", np.full((), MIDDLE, np.uint8))
-        for node in nodes:
+        for node, dims in zip(nodes, ranks, strict=True):
             name, rows = node.name, node.outputs[0]
             codes = self._unpacked(node, stored)
             floats = self.variable(f"{rows.name}_codes", FLOAT, None)
             self.append("DequantizeLinear", name, [codes, one, zero], floats)
             factors = self._of_rows(node, scale, rows)
-            if len(shape) == 2:
+            if len(shape) == 2 or dims is None:
                 self.append("Mul", name, [floats, factors], rows)
                 continue
             blocks = self.variable(f"{rows.name}_blocks", FLOAT, None)
             self.append("Mul", name, [floats, factors], blocks)
-            whole = self.constant(f"{name}_shape", np.array([0] * rank(node.inputs[1]) + [width], np.int64))
+            whole = self.constant(f"{name}_shape", np.array([0] * dims + [width], np.int64))
             self.append("Reshape", name, [blocks, whole], rows)
 
     def _by_column(self, nodes: Sequence[gs.Node], table: gs.Tensor, values: Floats) -> None:
@@ -140,7 +143,9 @@ class TableWriter(WeightWriter):
         name, rows = node.name, node.outputs[0]
         found = self._found(node, stored)
         node.outputs = [found]
-        low, high, codes = (self.variable(f"{rows.name}_{part}", np.uint8, None) for part in ("low", "high", "codes"))
+        low, high, codes = (
+            self.variable(f"{rows.name}_{part}", np.uint8, None) for part in ("low", "high", "codes")
+        )
         self.append("BitwiseAnd", name, [found, self._byte("low_bits", 15)], low)
         self.append("BitShift", name, [found, self._byte("nibble", NIBBLE)], high, {"direction": "RIGHT"})
         self.append("Concat", name, [low, high], codes, {"axis": -1})

@@ -1,6 +1,6 @@
 """Forms in which a graph holds the codes of weights that it computes with in float.
 
-- *folded*: codes -> Cast -> (minus zero point) -> times scale. Runtimes evaluate it once, at load, so it runs as the float weights
+- *folded*: codes -> Cast -> (minus zero point) -> times scale. Runtimes evaluate it at load, so it runs as the float weights
   did. (onnxruntime does not fold DequantizeLinear.)
 - *kernel*: MatMulNBits reads codes as they are; see `onnxq.nbits`.
 - *blocked*: DequantizeLinear with block_size, ONNX's own form, in front of the product.
@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -24,6 +24,7 @@ from onnxq.packing import Packer
 from onnxq.target import Target
 
 Codes = NDArray[np.integer[Any]]
+Number = TypeVar("Number", bound=np.generic)
 
 FLOAT = np.float32
 CONTRIB = "com.microsoft"
@@ -39,7 +40,9 @@ class WeightWriter(NodeWriter):
         self.target = target
         self.packer = Packer(graph, self.names, target.packed)
 
-    def folded(self, nodes: Sequence[gs.Node], weight: gs.Tensor, codes: Codes, scale: NDArray[np.float32], bits: int) -> None:
+    def folded(
+        self, nodes: Sequence[gs.Node], weight: gs.Tensor, codes: Codes, scale: NDArray[np.float32], bits: int
+    ) -> None:
         """Let the nodes read codes * scale, the scale broadcasting over the codes."""
         packed = self.packer.tensor(f"{weight.name}_quantized", codes, bits)
         result = self.variable(f"{weight.name}_dequantized", FLOAT, weight.shape)
@@ -55,7 +58,9 @@ class WeightWriter(NodeWriter):
         shape = (*codes.shape[:axis], count, block, *codes.shape[axis + 1 :])
         packed: gs.Tensor = self.packer.tensor(f"{name}_quantized", codes.reshape(shape), matrix.bits)
         if matrix.zero_point is not None:
-            zero = self.constant(f"{name}_zero_point", np.expand_dims(matrix.zero_point.astype(FLOAT), axis + 1))
+            zero = self.constant(
+                f"{name}_zero_point", np.expand_dims(matrix.zero_point.astype(FLOAT), axis + 1)
+            )
             packed = self._cast(name, packed, shape)
             shifted = self.variable(f"{name}_shifted", FLOAT, shape)
             self.append("Sub", name, [packed, zero], shifted)
@@ -67,15 +72,22 @@ class WeightWriter(NodeWriter):
         self.append("Reshape", name, [blocks, self._numbers(f"{name}_shape", codes.shape)], whole)
         if codes.shape != matrix.codes.shape:
             cut = self.variable(f"{name}_cut", FLOAT, weight.shape)
-            ends = [self._numbers(f"{name}_{n}", [v]) for n, v in (("start", 0), ("end", size), ("axis", axis))]
+            ends = [
+                self._numbers(f"{name}_{n}", [v]) for n, v in (("start", 0), ("end", size), ("axis", axis))
+            ]
             self.append("Slice", name, [whole, *ends], cut)
             whole = cut
         replace_reads(nodes, weight, whole)
 
-    def kernel(self, nodes: Sequence[gs.Node], weight: gs.Tensor, matrix: BlockCodes, block: int, accuracy: int) -> None:
+    def kernel(
+        self, nodes: Sequence[gs.Node], weight: gs.Tensor, matrix: BlockCodes, block: int, accuracy: int
+    ) -> None:
         """Turn the nodes, products that `is_plain_product` allows, into MatMulNBits."""
         layout = nbits_layout(matrix, block)
-        stored = [self.constant(f"{weight.name}_quantized", layout.codes), self.constant(f"{weight.name}_scale", layout.scale)]
+        stored = [
+            self.constant(f"{weight.name}_quantized", layout.codes),
+            self.constant(f"{weight.name}_scale", layout.scale),
+        ]
         if layout.zero_point is not None:
             stored.append(self.constant(f"{weight.name}_zero_point", layout.zero_point))
         for node in nodes:
@@ -84,18 +96,22 @@ class WeightWriter(NodeWriter):
             node.attrs = {**layout.attrs, "accuracy_level": accuracy}
             node.inputs = [node.inputs[0], *stored]
             if bias is not None:
-                node.inputs = [*node.inputs, *(gs.Variable.empty() for _ in range(5 - len(node.inputs))), bias]
+                node.inputs = [
+                    *node.inputs,
+                    *(gs.Variable.empty() for _ in range(5 - len(node.inputs))),
+                    bias,
+                ]
 
     def blocked(self, nodes: Sequence[gs.Node], weight: gs.Tensor, matrix: BlockCodes) -> None:
         """Let the products read codes (K, N) in blocks through DequantizeLinear, Gemms without transB as runtimes fuse those."""
-        name, codes, scale, zero = weight.name, matrix.codes, matrix.scale, matrix.zero_point
-        zero = np.zeros(scale.shape, codes.dtype) if zero is None else zero
-        if matrix.axis == 1:
-            codes, scale, zero = (np.ascontiguousarray(a.T) for a in (codes, scale, zero))
+        name, zero = weight.name, matrix.zero_point
+        if zero is None:
+            zero = np.zeros(matrix.scale.shape, matrix.codes.dtype)  # runtimes look for one
+        codes = _inputs_first(matrix.codes, matrix.axis)
         inputs = [
             self._typed(f"{name}_quantized", codes, matrix.bits),
-            self.constant(f"{name}_scale", scale),
-            self._typed(f"{name}_zero_point", zero, matrix.bits),
+            self.constant(f"{name}_scale", _inputs_first(matrix.scale, matrix.axis)),
+            self._typed(f"{name}_zero_point", _inputs_first(zero, matrix.axis), matrix.bits),
         ]
         result = self.variable(f"{name}_dequantized", FLOAT, codes.shape)
         self.append("DequantizeLinear", name, inputs, result, {"axis": 0, "block_size": matrix.block})
@@ -119,7 +135,11 @@ class WeightWriter(NodeWriter):
 
     def _typed(self, name: str, codes: Codes, bits: int) -> gs.Constant:
         """An initializer whose type has so many bits."""
-        return self.constant(name, codes) if bits == BYTE else packed_constant(self.names.fresh(name), codes, bits)
+        return (
+            self.constant(name, codes)
+            if bits == BYTE
+            else packed_constant(self.names.fresh(name), codes, bits)
+        )
 
     def _numbers(self, name: str, numbers: Sequence[int]) -> gs.Constant:
         return self.constant(name, np.array(numbers, np.int64))
@@ -132,6 +152,11 @@ class WeightWriter(NodeWriter):
         values = float_values(bias)
         assert values is not None
         return self.constant(f"{bias.name}_vector", np.broadcast_to(values.ravel(), (size,)))
+
+
+def _inputs_first(matrix: NDArray[Number], axis: int) -> NDArray[Number]:
+    """A matrix whose inputs lie along `axis` as (inputs, outputs)."""
+    return np.ascontiguousarray(matrix.T) if axis == 1 else matrix
 
 
 def is_plain_product(node: gs.Node) -> bool:
