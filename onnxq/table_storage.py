@@ -28,7 +28,7 @@ Codes = NDArray[np.integer[Any]]
 
 UINT8 = QuantScheme.parse("uint8")
 GOOD_DB = 40.0  # about what a scale per channel gives convolutions at 8 bits
-SEARCHED = 1 << 24  # values; the one best scale of a larger table would take seconds to find
+SAMPLE = 1 << 18  # values, of evenly spaced rows, that tell how good one scale is
 BYTE, NIBBLE, MIDDLE = 8, 4, 8
 NARROW = 16  # a scale for each row of fewer values would take more than half of what the codes take
 OWN_OPSET = 18  # BitwiseAnd
@@ -65,12 +65,11 @@ class TableWriter(WeightWriter):
 
     def _bytes(self, nodes: Sequence[gs.Node], table: gs.Tensor, values: Floats, by_row: bool) -> None:
         """Codes of one scale where that is good enough, uint8; else of one for each row, int8."""
-        if not by_row or values.size <= SEARCHED:
-            params = weight_params("mse", values, None, UINT8)
-            codes = quantize(values, params)
-            if not by_row or sqnr_db(values, dequantize(codes, params)) >= GOOD_DB:
-                self._one_grid(nodes, table, params, codes)
-                return
+        sample = values[:: max(values.size // SAMPLE, 1)] if by_row else values
+        params = weight_params("mse", sample, None, UINT8)
+        if not by_row or (_is_good(sample, params) and _is_good(values, params)):
+            self._one_grid(nodes, table, params, quantize(values, params))
+            return
         matrix = quantize_blocks(values, 1, BYTE, values.shape[1], search=False)
         stored = self.constant(f"{table.name}_quantized", matrix.codes)
         scale = self.constant(f"{table.name}_scale", matrix.scale)
@@ -166,6 +165,10 @@ class TableWriter(WeightWriter):
         if name not in self._bytes_known:
             self._bytes_known[name] = self.constant(name, np.full((), value, np.uint8))
         return self._bytes_known[name]
+
+
+def _is_good(values: Floats, params: QuantParams) -> bool:
+    return sqnr_db(values, dequantize(quantize(values, params), params)) >= GOOD_DB
 
 
 def in_halves(codes: Codes) -> NDArray[np.uint8]:
