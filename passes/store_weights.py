@@ -56,6 +56,7 @@ class StoreWeights(Pass):
         skip: node names or op types to leave in float; * and ? match as in file names.
         accuracy: accuracy level of MatMulNBits: 4 computes with int8 inputs, 1 and 0 with float ones, which only 4 bits do fast.
         search: try a few grids on each block instead of the one that its largest value asks for.
+        few: layers of at most so many weights get at least 8 bits, unless an override names them, and no blocks.
         small: weights of fewer elements than this stay float32.
         small_table: the same for tables.
     """
@@ -67,6 +68,7 @@ class StoreWeights(Pass):
     skip: tuple[str, ...] = ()
     accuracy: int = INT8
     search: bool = True
+    few: int = 2048
     small: int = 256
     small_table: int = 4096
 
@@ -75,7 +77,7 @@ class StoreWeights(Pass):
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         self._check(ctx.target)
-        layers = layer_bits(program, Bits(self.weights.bits), self.override, self.first_last)
+        layers = self._layers(program)
         sites = self._sites(program, layers)
         uses, writer = Uses(program.graph), TableWriter(program.graph, ctx.target, self.search)
         facts = {}
@@ -92,6 +94,18 @@ class StoreWeights(Pass):
         program.graph.toposort()
         note_floats(program, lambda node: NO_WEIGHTS)
         return PassResult(len(program.stored), dict(program.floats), {"bits": facts})
+
+    def _layers(self, program: Program) -> dict[str, Layer]:
+        """Widths by node name; layers of few weights are little of the file, and rounding those costs as much as others' does."""
+        layers = layer_bits(program, Bits(self.weights.bits), self.override, self.first_last)
+        for node in program.graph.nodes:
+            layer = layers.get(node.name)
+            if layer is None or layer.why or layer.bits is None or not is_float_constant(_weight(node)):
+                continue
+            size = _size(node)
+            if node.op != "Gather" and size <= self.few and layer.bits.weights < BYTE:
+                layers[node.name] = Layer(layer.bits.at_least(BYTE), f"it has only {size} weights")
+        return layers
 
     def _check(self, target: Target) -> None:
         target.refuse_integers("weights that are stored as codes and computed in float")
@@ -125,7 +139,7 @@ class StoreWeights(Pass):
             return "its weights are no float32 initializer"
         if len(weight.shape) < 2:
             return "its weights are a vector"
-        size = int(np.prod(weight.shape))
+        size = _size(node)
         if node.op != "Gather":
             few = size < self.small
             return f"its {size} weights are too few to repay the extra nodes" if few else None
@@ -144,7 +158,7 @@ class StoreWeights(Pass):
         if form == "table":
             bits = writer.store_table(nodes, scheme)
             return f"its table is stored in {bits} bits and the rows that are looked up become float", bits
-        if form == "product" and scheme.granularity == "block":
+        if form == "product" and scheme.granularity == "block" and _size(nodes[0]) > self.few:
             assert axis is not None
             return self._store_blocks(writer, nodes, axis, scheme), scheme.bits
         self._store_channels(writer, nodes, scheme)
@@ -189,6 +203,11 @@ class StoreWeights(Pass):
 
 def _weight(node: gs.Node) -> gs.Tensor:
     return node.inputs[0 if node.op == "Gather" else 1]
+
+
+def _size(node: gs.Node) -> int:
+    """Number of weights of a node whose weights are an initializer."""
+    return int(np.prod(_weight(node).shape))
 
 
 def _kind(node: gs.Node) -> Kind:
