@@ -205,7 +205,8 @@ def _best(
         codes = _rounded(x, trial, zero, first, last)
         if zero is not None:
             codes -= zero
-        product, square = np.einsum("bn,bn->n", x, codes), np.einsum("bn,bn->n", codes, codes)
+        # Sums over the first axis have one order on every machine; those of einsum would not.
+        product, square = (x * codes).sum(axis=0), (codes * codes).sum(axis=0)
         fit = product / np.where(square > 0, square, np.float32(1))
         better = product * fit > gain
         gain = np.where(better, product * fit, gain)

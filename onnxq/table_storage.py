@@ -51,16 +51,17 @@ class TableWriter(WeightWriter):
         values = float_values(table)
         assert values is not None
         width = values.shape[1]
-        if scheme.bits > NIBBLE or width % 2 or self.graph.opset < OWN_OPSET:
+        is_own = width < NARROW or not self.target.contrib
+        if scheme.bits > NIBBLE or width % 2 or (is_own and self.graph.opset < OWN_OPSET):
             self._bytes(nodes, table, values, scheme.granularity != "tensor")
             return BYTE
-        block = scheme.block or width
+        block = min(scheme.block or width, width)
         if width < NARROW:
             self._by_column(nodes, table, values)
-        elif self.target.contrib:
-            self._contrib(nodes, table, values, block)
+        elif is_own:
+            self._by_block(nodes, table, values, block)
         else:
-            self._by_block(nodes, table, values, min(block, width))
+            self._contrib(nodes, table, values, block)
         return NIBBLE
 
     def _bytes(self, nodes: Sequence[gs.Node], table: gs.Tensor, values: Floats, by_row: bool) -> None:
@@ -91,7 +92,7 @@ class TableWriter(WeightWriter):
 
     def _contrib(self, nodes: Sequence[gs.Node], table: gs.Tensor, values: Floats, block: int) -> None:
         """4-bit codes for GatherBlockQuantized, whose blocks are powers of 2."""
-        block = max(1 << (min(block, values.shape[1]) - 1).bit_length(), SMALLEST_BLOCK)
+        block = max(1 << (block - 1).bit_length(), SMALLEST_BLOCK)
         matrix = quantize_blocks(values, 1, NIBBLE, block, search=self.search)
         stored = self.constant(f"{table.name}_quantized", packed_rows(matrix.codes, 1, NIBBLE, 2))
         scale = self.constant(f"{table.name}_scale", matrix.scale)
@@ -142,11 +143,14 @@ class TableWriter(WeightWriter):
         name, rows = node.name, node.outputs[0]
         found = self._found(node, stored)
         node.outputs = [found]
-        low, high, codes = (
-            self.variable(f"{rows.name}_{part}", np.uint8, None) for part in ("low", "high", "codes")
+        low, top, high, codes = (
+            self.variable(f"{rows.name}_{part}", np.uint8, None) for part in ("low", "top", "high", "codes")
         )
         self.append("BitwiseAnd", name, [found, self._byte("low_bits", 15)], low)
-        self.append("BitShift", name, [found, self._byte("nibble", NIBBLE)], high, {"direction": "RIGHT"})
+        self.append(
+            "BitwiseAnd", name, [found, self._byte("high_bits", 240)], top
+        )  # OpenVINO's BitShift rounds
+        self.append("BitShift", name, [top, self._byte("nibble", NIBBLE)], high, {"direction": "RIGHT"})
         self.append("Concat", name, [low, high], codes, {"axis": -1})
         return codes
 

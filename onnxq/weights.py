@@ -114,8 +114,9 @@ def balanced_codes(values: NDArray[np.float32], params: QuantParams, along: tupl
     """Codes whose rounding errors cancel along axes that a layer sums over, so that what it makes of a mean is kept.
 
     Each sum of errors is brought within half a step of 0 by rounding the values nearest to a tie the other way: of E, the sum,
-    the round(|E|) largest errors of its sign. A code differs from the nearest by 1 at most and zeros stay zeros. This is one step
-    of Guo et al., "SQuant: On-the-Fly Data-Free Quantization via Diagonal Hessian Approximation", arXiv 2202.07471.
+    the round(|E|) largest errors of its sign. What saturates counts with its whole error, which the others make up for as far as
+    they can. A code differs from the nearest by 1 at most and zeros stay zeros. This is one step of Guo et al., "SQuant:
+    On-the-Fly Data-Free Quantization via Diagonal Hessian Approximation", arXiv 2202.07471.
 
     Args:
         values: weights, any shape.
@@ -125,10 +126,13 @@ def balanced_codes(values: NDArray[np.float32], params: QuantParams, along: tupl
     last = tuple(range(-len(along), 0))
     scaled = np.moveaxis(values / params.broadcast(params.scale, values.ndim), along, last)
     rows = scaled.reshape(-1, int(np.prod([values.shape[a] for a in along])))  # (sums, terms)
-    codes = np.rint(rows)
+    low, high = params.scheme.qmin, params.scheme.qmax
+    codes = np.clip(np.rint(rows), low, high)
     error = codes - rows
     total = np.rint(error.sum(axis=1, dtype=np.float64))[:, None]
-    order = np.argsort(-np.sign(total) * error, axis=1, kind="stable")
-    codes -= np.sign(total) * (np.argsort(order, axis=1) < np.abs(total))
-    clipped = np.clip(codes, params.scheme.qmin, params.scheme.qmax).astype(np.int8).reshape(scaled.shape)
-    return np.ascontiguousarray(np.moveaxis(clipped, last, along))
+    move = np.sign(total)
+    fixed = (rows == 0) | (codes - move < low) | (codes - move > high)
+    order = np.argsort(np.where(fixed, np.inf, -move * error), axis=1, kind="stable")
+    codes -= np.where(fixed, 0, move * (np.argsort(order, axis=1) < np.abs(total)))
+    shaped = codes.astype(np.int8).reshape(scaled.shape)
+    return np.ascontiguousarray(np.moveaxis(shaped, last, along))

@@ -39,6 +39,7 @@ NO_DATA = "there is no calibration data"
 NO_WEIGHTS = "only weights are stored as integers"
 OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Gather")
 BYTE = 8
+TABLE_BITS = 4  # the fewest that a table takes
 BALANCED = 1 << 24  # weights; sorting the rounding errors of more would take seconds
 
 Kind = tuple[str, int | None]
@@ -73,7 +74,8 @@ class StoreWeights(Pass):
     small_table: int = 4096
 
     def stored_bits(self) -> frozenset[int]:
-        return override_bits(self.override) | {self.weights.bits}
+        widths = override_bits(self.override) | {self.weights.bits}
+        return widths | {TABLE_BITS} if min(widths) < TABLE_BITS else widths
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         self._check(ctx.target)
