@@ -25,6 +25,7 @@ from onnxq.options import (
     Calib,
     CalibImages,
     CalibSamples,
+    Config,
     Data,
     Debug,
     Elementwise,
@@ -81,6 +82,7 @@ app = typer.Typer(
 def compile_command(
     model: Model,
     output: Output,
+    config: Config = None,
     report: ReportFile = None,
     as_json: Json = False,
     debug: Debug = False,
