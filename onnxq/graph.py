@@ -8,6 +8,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from onnxq.model.surgeon import constant_values
+
 
 def all_nodes(graph: gs.Graph) -> Iterator[gs.Node]:
     """Nodes of the graph and of every body of its If, Loop and Scan nodes."""
@@ -72,10 +74,10 @@ def is_constant(tensor: gs.Tensor) -> bool:
 
 
 def float_values(tensor: gs.Tensor) -> NDArray[np.float32] | None:
-    """Values of a float32 initializer, None for anything else."""
+    """Values of a float32 initializer, None for anything else. Those on disk are mapped at each call; do not keep them."""
     if not isinstance(tensor, gs.Constant) or tensor.dtype != np.float32:
         return None
-    return np.asarray(tensor.values)
+    return constant_values(tensor)
 
 
 def present(node: gs.Node, index: int) -> gs.Tensor | None:
