@@ -2,10 +2,9 @@
 
     python bench/portable.py        writes bench/results/portable.json; needs openvino
 
-`layers`: every layer from the same codes. `whole`: all codes of the model, each with the fused model in front of it, from the same
-codes of the input. `deployed`: the file as it is, by its outputs, from
-samples as they are and from samples on the grid of the input. A value half-way between two codes, of which the digits have many
-(0.5 of 255), is rounded by OpenVINO the other way.
+`layers`: every layer from the same codes. `whole`: all codes of the model, each with the fused model in front of it, from the
+same codes of the input. `deployed`: the file as it is, by its outputs, from samples as they are and from samples on the grid of
+the input. A value half-way between two codes, of which the digits have many (0.5 of 255), is rounded by OpenVINO the other way.
 """
 
 from __future__ import annotations
