@@ -21,26 +21,25 @@ import onnx_graphsurgeon as gs
 
 from onnxq.affine import quantize
 from onnxq.blocks import quantize_blocks
-from onnxq.errors import UsageError
+from onnxq.errors import DataError, UsageError
 from onnxq.graph import Uses, float_values, is_constant, is_float_constant, is_standard
 from onnxq.nbits import ACCURACIES, INT8, has_kernel, kernel_block
 from onnxq.pipeline import Context, Pass, PassResult
-from onnxq.precision import Bits, Ends, Layer, layer_bits, override_bits
+from onnxq.precision import WEIGHTED, Bits, Ends, Layer, layer_bits, override_bits
 from onnxq.program import Program
 from onnxq.quantizers import weight_params
 from onnxq.scheme import QuantScheme
 from onnxq.selection import note_floats, skipped_nodes, writes_float32
 from onnxq.table_storage import TableWriter
 from onnxq.target import Target
-from onnxq.weight_storage import is_plain_product
+from onnxq.weight_axes import is_plain_product, output_axis, summed_axes
 from onnxq.weights import balanced_codes, peak_params
 
 NO_DATA = "there is no calibration data"
 NO_WEIGHTS = "only weights are stored as integers"
-OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Gather")
 BYTE = 8
 TABLE_BITS = 4  # the fewest that a table takes
-BALANCED = 1 << 24  # weights; sorting the rounding errors of more would take seconds
+BALANCED = 1 << 23  # weights; sorting the rounding errors of more would take seconds
 
 Kind = tuple[str, int | None]
 
@@ -83,13 +82,17 @@ class StoreWeights(Pass):
         sites = self._sites(program, layers)
         uses, writer = Uses(program.graph), TableWriter(program.graph, ctx.target, self.search)
         facts = {}
-        for (_, kind), nodes in sites.items():
+        for done, ((weight, kind), nodes) in enumerate(sites.items()):
+            ctx.progress("storing weights", done, len(sites))
             reason = _conflict(uses, nodes, sites)
             if reason is not None:
                 program.floats |= {n.name: reason for n in nodes}
                 continue
             bits = max(b.weights for n in nodes if (b := layers[n.name].bits) is not None)
-            how, bits = self._store(writer, nodes, kind, replace(self.weights, bits=bits))
+            try:
+                how, bits = self._store(writer, nodes, kind, replace(self.weights, bits=bits))
+            except DataError as error:
+                raise DataError(f"{error} ({weight!r})") from None
             for node in nodes:
                 program.stored[node.name] = _because(how, program.floats.pop(node.name, None))
                 facts[node.name] = f"w{bits} ({why})" if (why := layers[node.name].why) else f"w{bits}"
@@ -124,7 +127,7 @@ class StoreWeights(Pass):
         skipped = skipped_nodes(program, self.skip)
         sites: dict[tuple[str, Kind], list[gs.Node]] = {}
         for node in program.graph.nodes:
-            if node.op not in OPS or not is_standard(node):
+            if node.op not in WEIGHTED or not is_standard(node):
                 continue
             layer = layers[node.name]
             reason = skipped.get(node.name) or (layer.why if layer.bits is None else self._refusal(node))
@@ -163,7 +166,7 @@ class StoreWeights(Pass):
         if form == "product" and scheme.granularity == "block" and _size(nodes[0]) > self.few:
             assert axis is not None
             return self._store_blocks(writer, nodes, axis, scheme), scheme.bits
-        self._store_channels(writer, nodes, scheme)
+        self._storeoutput_axis(writer, nodes, scheme)
         return f"weights are stored as int{scheme.bits} and computed in float", scheme.bits
 
     def _store_blocks(self, writer: TableWriter, nodes: list[gs.Node], axis: int, scheme: QuantScheme) -> str:
@@ -179,15 +182,17 @@ class StoreWeights(Pass):
             writer.kernel(nodes, weight, codes, block, self.accuracy)
             inputs = "inputs quantized to int8 as it runs" if self.accuracy == INT8 else "float inputs"
             return f"{stored} and multiplied by MatMulNBits with {inputs}"
-        if not contrib and writer.takes_blocked(bits):
+        if (
+            not contrib and writer.takes_blocked(bits) and values.shape[axis] % block == 0
+        ):  # OpenVINO wants whole blocks
             writer.blocked(nodes, weight, codes)
             return f"{stored} and become float as the model runs"
         writer.folded_blocks(nodes, weight, codes)
         return f"{stored} and computed in float"
 
-    def _store_channels(self, writer: TableWriter, nodes: list[gs.Node], scheme: QuantScheme) -> None:
+    def _storeoutput_axis(self, writer: TableWriter, nodes: list[gs.Node], scheme: QuantScheme) -> None:
         """Codes with a scale for each output channel, or one for all."""
-        weight, axis = _weight(nodes[0]), None if scheme.granularity == "tensor" else _channels(nodes[0])
+        weight, axis = _weight(nodes[0]), None if scheme.granularity == "tensor" else output_axis(nodes[0])
         values = float_values(weight)
         assert values is not None
         plain = replace(
@@ -199,12 +204,12 @@ class StoreWeights(Pass):
             else weight_params("minmax", values, axis, plain)
         )
         few = values.size <= BALANCED
-        codes = balanced_codes(values, params, _summed(nodes[0])) if few else quantize(values, params)
+        codes = balanced_codes(values, params, summed_axes(nodes[0])) if few else quantize(values, params)
         writer.folded(nodes, weight, codes, params.broadcast(params.scale, values.ndim), plain.bits)
 
 
 def _weight(node: gs.Node) -> gs.Tensor:
-    return node.inputs[0 if node.op == "Gather" else 1]
+    return node.inputs[WEIGHTED[node.op]]
 
 
 def _size(node: gs.Node) -> int:
@@ -218,29 +223,7 @@ def _kind(node: gs.Node) -> Kind:
         return "table", None
     if is_plain_product(node):
         return "product", 1 if node.attrs.get("transB", 0) else 0
-    return "layer", _channels(node)
-
-
-def _channels(node: gs.Node) -> int | None:
-    """Output-channel axis of the weight; None where it has no axis of its own."""
-    if node.op == "ConvTranspose":
-        return 1 if node.attrs.get("group", 1) == 1 else None
-    if node.op == "MatMul":
-        return len(node.inputs[1].shape) - 1
-    if node.op == "Gemm":
-        return 0 if node.attrs.get("transB", 0) else 1
-    return 0
-
-
-def _summed(node: gs.Node) -> tuple[int, ...]:
-    """Axes of the weight over which rounding errors should cancel: a convolution's kernel, else the inputs."""
-    dims = len(node.inputs[1].shape)
-    if node.op == "MatMul":
-        return (dims - 2,)
-    if node.op == "Gemm":
-        return (1 if node.attrs.get("transB", 0) else 0,)
-    is_pointwise = node.op == "Conv" and all(size == 1 for size in node.inputs[1].shape[2:])
-    return (1,) if is_pointwise else tuple(range(2, dims))
+    return "layer", output_axis(node)
 
 
 def _conflict(

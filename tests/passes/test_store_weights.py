@@ -13,7 +13,7 @@ from onnx import numpy_helper, parser
 from onnxq.affine import sqnr_db
 from onnxq.blocks import quantize_blocks
 from onnxq.compiler import compile_model
-from onnxq.errors import UsageError
+from onnxq.errors import DataError, UsageError
 from onnxq.model.prepare import prepare
 from onnxq.model.session import make_session, session_and_optimized
 from onnxq.model.tensors import tensor_nbytes
@@ -520,6 +520,15 @@ def test_a_product_that_is_also_an_output_and_read_twice() -> None:
 def test_what_cannot_be_is_an_error(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         stored(layers(), **options)
+
+
+@pytest.mark.parametrize("scheme", ["int4:block=32", "int4:channel", "int8:channel"])
+def test_weights_without_codes_are_named(scheme: str) -> None:
+    w = normal(64, 100)
+    w[3, 4] = np.nan
+    proto = model("(float[N, 64] x) => (float[N, 100] y) { y = MatMul(x, w) }", opset=21, w=w)
+    with pytest.raises(DataError, match=r"NaN or infinite values \('w'\)"):
+        stored(proto, weights=QuantScheme.parse(scheme), first_last="same")
 
 
 def test_a_target_without_codes_in_float_graphs_refuses() -> None:
