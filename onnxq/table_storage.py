@@ -1,7 +1,7 @@
 """Embedding tables as codes: rows are looked up as codes, and only those that were found become float.
 
 At 8 bits a table has one scale where that is good enough, else one for each row. At 4 bits two codes share a byte, and a scale
-belongs to a block of a row; where rows are so short that scales would take as much as codes, to a column. The runtime's
+belongs to a block of a row; where rows are so short that scales would take as much as codes, to a column. onnxruntime's
 GatherBlockQuantized does it in one node; nodes of ONNX's own set take about as long.
 """
 
@@ -128,11 +128,12 @@ class TableWriter(WeightWriter):
             self.append("Reshape", name, [blocks, whole], rows)
 
     def _by_column(self, nodes: Sequence[gs.Node], table: gs.Tensor, values: Floats) -> None:
-        """4-bit codes with a scale for each column."""
-        matrix = quantize_blocks(values, 0, NIBBLE, len(values), search=self.search)
+        """4-bit codes with a scale and a zero point for each column, which cost nothing."""
+        matrix = quantize_blocks(values, 0, NIBBLE, len(values), symmetric=False, search=self.search)
+        assert matrix.zero_point is not None
         stored = self.constant(f"{table.name}_quantized", in_halves(matrix.codes))
         scale = self.constant(f"{table.name}_scale", matrix.scale[0])
-        zero = self.constant(f"{table.name}_zero_point", np.full(scale.shape, MIDDLE, np.uint8))
+        zero = self.constant(f"{table.name}_zero_point", matrix.zero_point[0])
         for node in nodes:
             rows = node.outputs[0]
             codes = self._unpacked(node, stored)
@@ -179,11 +180,11 @@ def in_halves(codes: Codes) -> NDArray[np.uint8]:
     """4-bit codes, two in a byte: the first half of the last axis in the low bits, the second half in the high ones.
 
     Args:
-        codes: int8, -8 to 7, to which 8 is added.
+        codes: uint8, or int8, to which 8 is added.
 
     >>> in_halves(np.array([[-8, -7, -6, -5]], np.int8)).tolist()
     [[32, 49]]
     """
-    plain = codes.view(np.uint8) + np.uint8(MIDDLE)
+    plain = codes.view(np.uint8) + np.uint8(MIDDLE if codes.dtype == np.int8 else 0)
     half = codes.shape[-1] // 2
     return plain[..., :half] | plain[..., half:] << np.uint8(NIBBLE)
