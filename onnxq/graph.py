@@ -10,6 +10,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import DTypeLike, NDArray
 
+from onnxq.model.surgeon import constant_values
+
 NO_ATTRIBUTES: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -81,8 +83,8 @@ def is_float_constant(tensor: gs.Tensor) -> bool:
 
 
 def float_values(tensor: gs.Tensor) -> NDArray[np.float32] | None:
-    """Values of a float32 initializer, None for anything else."""
-    return np.asarray(tensor.values) if is_float_constant(tensor) else None
+    """Values of a float32 initializer, None for anything else. Those on disk are mapped at each call; do not keep them."""
+    return constant_values(tensor) if is_float_constant(tensor) else None
 
 
 def present(node: gs.Node, index: int) -> gs.Tensor | None:

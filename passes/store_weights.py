@@ -113,7 +113,7 @@ class StoreWeights(Pass):
         return layers
 
     def _check(self, target: Target) -> None:
-        target.refuse_integers("weights that are stored as codes and computed in float")
+        target.check_without_ranges()
         if self.weights.granularity != "block":
             target.check_weights(self.weights)
         target.check_bits(self.stored_bits())

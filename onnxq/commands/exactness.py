@@ -13,7 +13,7 @@ from onnxq.errors import ModelError
 from onnxq.model.session import CPU
 from onnxq.pipeline import Progress, no_progress
 from onnxq.reference.agreement import Agreement, CodeDifference, Side, agreement
-from onnxq.reference.lowering import lower
+from onnxq.reference.run import Reference
 from onnxq.report.model import finite
 
 
@@ -40,15 +40,15 @@ def compare_exactly(
     """
     check_provider(provider)
     options = image_options(images)
-    loaded = {path: load(path, progress) for path in models}
-    quantized = {path: model for path, model in loaded.items() if lower(model).codes}
+    loaded = {path: Reference(load(path, progress), threads=threads) for path in models}
+    quantized = {path: reference for path, reference in loaded.items() if reference.code_names}
     if not quantized:
         named = " or ".join(map(str, models))
         raise ModelError(f"there are no 8-bit codes in {named}, so there is nothing to compare exactly")
     first, *others = quantized.values()
     for other in others:
-        check_inputs(first, other)
-    source = open_data(data, input_specs(first), images=options)
+        check_inputs(first.model, other.model)
+    source = open_data(data, input_specs(first.model), images=options)
     rows, done = [], 0
     for path in models:
         if path not in quantized:

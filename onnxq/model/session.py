@@ -8,23 +8,25 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 from google.protobuf.message import EncodeError
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, TensorProto, ValueInfoProto
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from onnxq.errors import ModelError, unknown
+from onnxq.model.disk import Bytes
 from onnxq.model.load import load_model, read_model
 from onnxq.model.messages import one_sentence
 from onnxq.model.skeleton import split
-from onnxq.model.tensors import ELEMENTS, all_tensors, tensor_bytes, tensor_nbytes
+from onnxq.model.tensors import ELEMENTS, all_tensors, in_memory, tensor_array, tensor_nbytes
 
 PASSED = (
     2**14
 )  # bytes; larger initializers reach the runtime as arrays instead of inside the serialized model
-APART = 2**30  # bytes; an optimized graph with more than this is read back with its weights in a second file
+APART = (
+    2**27
+)  # bytes; beyond, folding 2-bit codes to floats may take an optimized graph past the 2 GB of one file
 
 CPU = "CPUExecutionProvider"
 NO_CONFIG: Mapping[str, str] = MappingProxyType({})
@@ -96,7 +98,10 @@ def optimized_model(
 def session_and_optimized(
     model: ModelProto | Path, *, threads: int = 0, provider: str = CPU, config: Mapping[str, str] = NO_CONFIG
 ) -> tuple[ort.InferenceSession, ModelProto]:
-    """A session and the graph that it runs, from loading the model once; see `make_session` and `optimized_model`."""
+    """A session and the graph that it runs, from loading the model once; see `make_session` and `optimized_model`.
+
+    A graph with much data (`onnxq.model.load.HELD`) comes without it.
+    """
     options = _options(threads, provider, True, config)
     loaded = load_model(model) if isinstance(model, Path) else model
     with tempfile.TemporaryDirectory() as directory:
@@ -131,16 +136,16 @@ def _passed(
     _expose(bare, weights, extra_outputs)
     names: list[str] = []
     arrays: list[NDArray[Any]] = []
+    mapped: dict[str, Bytes] = {}
     for tensor in weights:
         if tensor.data_type not in PASSABLE:
-            bare.graph.initializer.append(tensor)
+            bare.graph.initializer.append(in_memory(tensor))
             continue
         stub = bare.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         stub.data_location = TensorProto.EXTERNAL
         stub.external_data.add(key="location", value="passed")
-        array = np.frombuffer(tensor_bytes(tensor), helper.tensor_dtype_to_np_dtype(tensor.data_type))
         names.append(tensor.name)
-        arrays.append(array.reshape(tensor.dims))
+        arrays.append(tensor_array(tensor, mapped))
     if names:
         options.add_external_initializers(names, [ort.OrtValue.ortvalue_from_numpy(a) for a in arrays])
     try:

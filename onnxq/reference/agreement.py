@@ -90,7 +90,7 @@ class Agreement:
 
 
 def agreement(
-    model: ModelProto,
+    model: ModelProto | Reference,
     data: Dataset,
     *,
     limit: int | None = None,
@@ -99,20 +99,22 @@ def agreement(
     provider: str = CPU,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Agreement:
-    """Run the model over the samples in both arithmetics and in onnxruntime.
+    """Run a model over the samples in both arithmetics and in onnxruntime.
+
+    Args:
+        model: a model, or its reference in exact arithmetic.
 
     Raises:
         ModelError: the model cannot be run.
         DataError: the samples cannot be read.
     """
-    exact = Reference(model, threads=threads)
-    avx2 = exact.using("avx2")
-    unseen = _unseen(model)
+    exact = model if isinstance(model, Reference) else Reference(model, threads=threads)
+    avx2, unseen = exact.using("avx2"), unreadable(exact.model)
     hidden = [name for name in exact.code_names if name in unseen]
     result = Agreement(exact.saturating(), exact.float_operators, unseen=hidden)
     seen = [name for name in exact.code_names if name not in unseen]
-    deployed = make_session(model, threads=threads, provider=provider)
-    opened = make_session(model, threads=threads, provider=provider, extra_outputs=seen)
+    deployed = make_session(exact.model, threads=threads, provider=provider)
+    opened = make_session(exact.model, threads=threads, provider=provider, extra_outputs=seen)
     names, wanted = exact.outputs, [*exact.code_names, *exact.outputs]
     done = 0
     for part in data.batches(batch, limit):
@@ -129,7 +131,7 @@ def agreement(
     return result
 
 
-def _unseen(model: ModelProto) -> set[str]:
+def unreadable(model: ModelProto) -> set[str]:
     """int8 codes between QuantizeLinear and DequantizeLinear: the runtime moves them to uint8 unless they are read."""
     kinds = {t.name: t.data_type for t in model.graph.initializer}
     return {

@@ -56,7 +56,7 @@ def dequantize_linear(
     steps = codes.astype(np.int32)
     if zeros:
         steps = steps - zeros[0].astype(np.int32)
-    values: Floats = steps.astype(np.float32) * scales
+    values: Floats = (steps.astype(np.float32) * scales).astype(scales.dtype)
     return values
 
 

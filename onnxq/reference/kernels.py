@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.reference import elementwise, pools, products
@@ -34,16 +35,39 @@ class Step:
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
-# Weights of the operators that multiply, by the index of that input.
-WEIGHTS = {
-    "QLinearConv": 3,
-    "ConvInteger": 1,
-    "QLinearMatMul": 3,
-    "MatMulInteger": 1,
-    "MatMulIntegerToFloat": 1,
-    "DynamicQuantizeMatMul": 1,
-    "QGemm": 3,
+# Second factor of the operators that multiply: indices of its codes and of its zero point.
+FACTORS = {
+    "QLinearConv": (3, 5),
+    "ConvInteger": (1, 3),
+    "QLinearMatMul": (3, 5),
+    "MatMulInteger": (1, 3),
+    "MatMulIntegerToFloat": (1, 5),
+    "DynamicQuantizeMatMul": (1, 3),
+    "QGemm": (3, 5),
 }
+
+TOP_BIT = np.uint8(128)
+
+
+def on_uint8(kernel: Kernel, kept: Collection[int]) -> Kernel:
+    """The kernel with int8 activations moved to uint8, codes and zero points by 128, as the runtime does in the QDQ form.
+
+    Args:
+        kept: indices of inputs that stay int8.
+    """
+
+    def moved(
+        attributes: Mapping[str, Any], inputs: Sequence[Any], arithmetic: Arithmetic
+    ) -> tuple[Array, ...]:
+        given = [
+            x if x is None or x.dtype != np.int8 or at in kept else x.view(np.uint8) ^ TOP_BIT
+            for at, x in enumerate(inputs)
+        ]
+        found = kernel(attributes, given, arithmetic)
+        return tuple((y ^ TOP_BIT).view(np.int8) if y.dtype == np.uint8 else y for y in found)
+
+    return moved
+
 
 KERNELS: dict[str, Kernel] = {
     "QLinearConv": products.qlinear_conv,

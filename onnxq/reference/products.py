@@ -20,14 +20,13 @@ Attributes = Mapping[str, Any]
 Inputs = Sequence[Any]
 Outputs = tuple[Array, ...]
 
-SHIFTED = "shifted"  # int8 codes that the runtime moves to uint8 before it multiplies
 NO_ZERO = np.zeros((), np.int8)
 
 
 def qlinear_conv(attributes: Attributes, inputs: Inputs, arithmetic: Arithmetic) -> Outputs:
     """x (N, C, *spatial), w (O, C / group, *kernel) -> (N, O, *counts)."""
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero, *bias = inputs
-    sums = conv_sums(attributes, _moved(attributes, x, x_zero), (w, w_zero), arithmetic)
+    sums = conv_sums(attributes, (x, x_zero), (w, w_zero), arithmetic)
     if bias and bias[0] is not None:
         sums = wrapped(sums.astype(np.int64) + along(bias[0], sums.ndim, 1))
     factor = (_one(x_scale) * w_scale) / _one(y_scale)
@@ -82,7 +81,7 @@ def _depthwise(view: Codes, x_zero: Codes, w: Codes, w_zero: Codes) -> Sums:
 def qlinear_matmul(attributes: Attributes, inputs: Inputs, arithmetic: Arithmetic) -> Outputs:
     """a (..., M, K), b (..., K, N) -> (..., M, N)."""
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = inputs
-    sums = product(*_moved(attributes, a, a_zero), b, _vector(b_zero), arithmetic)
+    sums = product(a, a_zero.reshape(()), b, _vector(b_zero), arithmetic)
     return (requantize(sums, (_one(a_scale) * _vector(b_scale)) / _one(y_scale), y_zero),)
 
 
@@ -97,7 +96,7 @@ def matmul_to_float(attributes: Attributes, inputs: Inputs, arithmetic: Arithmet
     """float32(sum) * (a_scale * b_scale) + bias."""
     a, b, a_scale, b_scale, *rest = inputs
     a_zero, b_zero = _zeros(rest[:2])
-    sums = product(*_moved(attributes, a, a_zero), b, _vector(b_zero), arithmetic)
+    sums = product(a, a_zero.reshape(()), b, _vector(b_zero), arithmetic)
     values = sums.astype(np.float32) * (_one(a_scale) * _vector(b_scale))
     bias = rest[2] if len(rest) > 2 else None
     return (values if bias is None else values + bias,)
@@ -118,7 +117,7 @@ def qgemm(attributes: Attributes, inputs: Inputs, arithmetic: Arithmetic) -> Out
     c, y_scale, y_zero = ([*rest, None, None, None])[:3]
     left = np.swapaxes(a, -1, -2) if attributes.get("transA", 0) else a
     right = b.T if attributes.get("transB", 0) else b
-    sums = product(*_moved(attributes, left, a_zero), right, _vector(b_zero), arithmetic)
+    sums = product(left, a_zero.reshape(()), right, _vector(b_zero), arithmetic)
     if c is not None:
         sums = wrapped(sums.astype(np.int64) + c)
     factor = (np.float32(attributes.get("alpha", 1.0)) * _one(a_scale)) * _vector(b_scale)
@@ -139,14 +138,6 @@ def reduction(op: str, attributes: Attributes, weights: Array) -> tuple[str, int
         is_depthwise = weights.shape[:2] == (attributes.get("group", 1), 1)
         return ("Depthwise" if is_depthwise else "Conv"), 0
     return "Gemm", 0 if attributes.get("transB", 0) else 1
-
-
-def _moved(attributes: Attributes, codes: Codes, zero: Codes) -> tuple[Codes, Codes]:
-    """Codes and zero point () as the kernel reads them."""
-    if not attributes.get(SHIFTED, 0):
-        return codes, zero.reshape(())
-    moved, zero_point = ((x.view(np.uint8) ^ np.uint8(128)) for x in (codes, zero.reshape(())))
-    return moved, zero_point
 
 
 def _zeros(given: Inputs) -> tuple[Codes, Codes]:

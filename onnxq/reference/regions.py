@@ -7,6 +7,7 @@ may differ from those of the whole model where float sums are ordered otherwise.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +20,9 @@ from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 from onnxq.measure.compare import run as run_session
 from onnxq.model.session import make_session
 from onnxq.model.tensors import element_type
+from onnxq.reference.facts import read_names
 from onnxq.reference.kernels import Step
-from onnxq.reference.lowering import read_names
+from onnxq.reference.lowering import Lowered
 
 Array = NDArray[Any]
 
@@ -33,6 +35,7 @@ class Region:
         nodes: in order.
         inputs, outputs: names of the tensors it takes and gives.
         constants: known arrays that it reads.
+        reads: how often the whole model reads each tensor.
         model: whose opsets and declared shapes hold here.
     """
 
@@ -40,6 +43,7 @@ class Region:
     inputs: list[str]
     outputs: list[str]
     constants: Mapping[str, Array]
+    reads: Mapping[str, int]
     model: ModelProto
     threads: int
     sessions: dict[tuple[Any, ...], ort.InferenceSession] = field(default_factory=dict)
@@ -58,11 +62,12 @@ class Region:
 
     def _model(self, feeds: Mapping[str, Array]) -> ModelProto:
         declared = {i.name: i for i in (*self.model.graph.input, *self.model.graph.value_info)}
+        guards = self._guards()
         graph = helper.make_graph(
-            self.nodes,
+            [*self.nodes, *guards],
             "floats",
             [_typed(name, x, declared.get(name)) for name, x in feeds.items()],
-            [ValueInfoProto(name=name) for name in self.outputs],
+            [ValueInfoProto(name=name) for name in (*self.outputs, *(g.output[0] for g in guards))],
             [numpy_helper.from_array(np.asarray(x), name) for name, x in self.constants.items()],
             value_info=[declared[n] for node in self.nodes for n in node.output if n in declared],
         )
@@ -70,6 +75,17 @@ class Region:
         found.ir_version = self.model.ir_version
         found.functions.extend(self.model.functions)
         return found
+
+    def _guards(self) -> list[NodeProto]:
+        """A second reader for each tensor that others read as well in the whole model: fusions ask for a single one."""
+        inside = Counter(name for node in self.nodes for name in read_names(node))
+        made = [name for node in self.nodes for name in node.output if name]
+        own = {o.name for o in self.model.graph.output}
+        return [
+            helper.make_node("Shape", [name], [f"{name} shape"])
+            for name in made
+            if 0 < inside[name] < self.reads.get(name, 0) and name not in own
+        ]
 
 
 def _typed(name: str, x: Array, declared: ValueInfoProto | None) -> ValueInfoProto:
@@ -81,27 +97,21 @@ def _typed(name: str, x: Array, declared: ValueInfoProto | None) -> ValueInfoPro
     return helper.make_tensor_value_info(name, kind, [None] * x.ndim)
 
 
-def schedule(
-    work: Sequence[Step | NodeProto],
-    constants: Mapping[str, Array],
-    wanted: Iterable[str],
-    model: ModelProto,
-    threads: int,
-) -> list[Step | Region]:
+def schedule(lowered: Lowered, wanted: Iterable[str], model: ModelProto, threads: int) -> list[Step | Region]:
     """Steps and regions that compute the wanted tensors, in an order in which they can run."""
-    needed = _needed(work, set(wanted))
-    waiting = [item for item, is_needed in zip(work, needed, strict=True) if is_needed]
+    needed = _needed(lowered.work, set(wanted))
+    waiting = [item for item, is_needed in zip(lowered.work, needed, strict=True) if is_needed]
     made = {name for item in waiting for name in _outputs(item)}
-    ready = set(constants) - made
+    ready: set[str] = set()
     plan: list[Step | Region] = []
-    groups: list[list[NodeProto]] = []
     while waiting:
         steps, waiting = _runnable(waiting, ready, made, Step)
         plan += [s for s in steps if isinstance(s, Step)]
         nodes, waiting = _runnable(waiting, ready, made, NodeProto)
         if nodes:
-            groups.append([n for n in nodes if isinstance(n, NodeProto)])
-            plan.append(_region(groups[-1], constants, model, threads))
+            group = [n for n in nodes if isinstance(n, NodeProto)]
+            plan.append(_region(group, lowered, model, threads))
+        assert steps or nodes, "the model's nodes are in a circle"
     _set_outputs(plan, set(wanted))
     return plan
 
@@ -139,13 +149,11 @@ def _runnable(
     return now, later
 
 
-def _region(
-    nodes: list[NodeProto], constants: Mapping[str, Array], model: ModelProto, threads: int
-) -> Region:
+def _region(nodes: list[NodeProto], lowered: Lowered, model: ModelProto, threads: int) -> Region:
     made = {name for node in nodes for name in node.output}
     read = dict.fromkeys(name for node in nodes for name in read_names(node) if name not in made)
-    known = {name: constants[name] for name in read if name in constants}
-    return Region(nodes, [n for n in read if n not in known], [], known, model, threads)
+    known = {name: lowered.constants[name] for name in read if name in lowered.constants}
+    return Region(nodes, [n for n in read if n not in known], [], known, lowered.reads, model, threads)
 
 
 def _set_outputs(plan: Sequence[Step | Region], wanted: set[str]) -> None:

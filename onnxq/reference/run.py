@@ -17,7 +17,8 @@ from onnx import ModelProto
 
 from onnxq.errors import ModelError, UsageError
 from onnxq.model.load import load_model
-from onnxq.reference.kernels import WEIGHTS, Step
+from onnxq.model.messages import one_sentence
+from onnxq.reference.kernels import FACTORS, Step
 from onnxq.reference.lowering import lower
 from onnxq.reference.products import reduction
 from onnxq.reference.regions import Region, schedule
@@ -106,6 +107,9 @@ class Reference:
             for name in last.get(index, ()):
                 if name not in wanted:
                     del known[name]
+        absent = next((name for name in wanted if name not in known), None)
+        if absent is not None:
+            raise ModelError(f"the model has no tensor {absent!r}")
         return {name: known[name] for name in wanted}
 
     def saturating(self) -> list[str]:
@@ -117,10 +121,10 @@ class Reference:
         return found
 
     def _can_saturate(self, step: Step) -> bool:
-        name = step.inputs[WEIGHTS[step.op]] if step.op in WEIGHTS else ""
+        name = step.inputs[FACTORS[step.op][0]] if step.op in FACTORS else ""
         weights = self.lowered.constants.get(name)
         if weights is None:
-            return step.op in WEIGHTS
+            return step.op in FACTORS
         if weights.dtype != np.int8 or weights.ndim < 2:
             return False
         kind, axis = reduction(step.op, step.attributes, weights)
@@ -129,15 +133,19 @@ class Reference:
 
     def _plan(self, wanted: tuple[str, ...]) -> list[Step | Region]:
         if wanted not in self._plans:
-            lowered = self.lowered
-            self._plans[wanted] = schedule(lowered.work, lowered.constants, wanted, self.model, self.threads)
+            self._plans[wanted] = schedule(self.lowered, wanted, self.model, self.threads)
         return self._plans[wanted]
 
     def _outputs_of(self, item: Step | Region, known: Mapping[str, Array]) -> dict[str, Array]:
         if isinstance(item, Region):
             return item.run(known)
         inputs = [known[name] if name else None for name in item.inputs]
-        found = item.kernel(item.attributes, inputs, self.arithmetic)
+        try:
+            found = item.kernel(item.attributes, inputs, self.arithmetic)
+        except (ValueError, IndexError, TypeError) as error:
+            shapes = ", ".join(str(x.shape) for x in inputs if x is not None)
+            what = f"{item.op} that writes {item.outputs[0]!r} cannot take inputs of shapes {shapes}"
+            raise ModelError(f"{what}: {one_sentence(error)}") from error
         return {n: x for n, x in zip(item.outputs, found, strict=False) if n}
 
 
