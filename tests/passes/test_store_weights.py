@@ -532,7 +532,9 @@ def test_weights_without_codes_are_named(scheme: str) -> None:
 
 
 def test_a_target_without_codes_in_float_graphs_refuses() -> None:
-    with pytest.raises(UsageError, match="target 'tensorrt' takes weights and activations in integers together"):
+    with pytest.raises(
+        UsageError, match="target 'tensorrt' takes weights and activations in integers together"
+    ):
         stored(layers(), TARGETS["tensorrt"], weights=INT4)
 
 
