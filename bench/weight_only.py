@@ -17,13 +17,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
-from int8 import quality, speeds
+from int8 import speeds
 from onnx import numpy_helper
-from tasks import TASKS, Task
+from tasks import TASKS, Task, metric_name
 
 import onnxq
 from onnxq.affine import sqnr_db
 from onnxq.blocks import quantize_blocks
+from onnxq.data import input_specs, open_data
+from onnxq.measure.compare import compare_sessions
+from onnxq.measure.metrics import evaluate_session
+from onnxq.model.load import load_model
+from onnxq.model.session import make_session
 from onnxq.model.tensors import tensor_nbytes
 from onnxq.nbits import nbits_layout
 
@@ -54,6 +59,7 @@ MODELS = {
     "imagenet_mobilenetv1_025": {**WIDTHS},
 }
 THEIRS = ("minilm_l6_v2",)
+COMPARED = 200  # samples
 
 
 def compile_theirs(task: Task, out: Path) -> None:
@@ -63,6 +69,15 @@ def compile_theirs(task: Task, out: Path) -> None:
     quantizer = MatMulNBitsQuantizer(onnx.load(task.path), block_size=32, is_symmetric=True, accuracy_level=4)
     quantizer.process()
     onnx.save(quantizer.model.model, out)
+
+
+def quality(task: Task, path: Path) -> dict[str, float | None]:
+    """Metric on all test data, SQNR on some."""
+    data, session = open_data(task.test, input_specs(load_model(task.path))), make_session(path, threads=1)
+    value = evaluate_session(session, data, metric_name(task), batch=task.batch).value
+    found = compare_sessions(make_session(task.path, threads=1), session, data, limit=COMPARED, batch=50).main
+    assert found is not None
+    return {"metric": value, "sqnr_db": found.sqnr_db}
 
 
 def weight_bytes(task: Task, path: Path) -> dict[str, int]:
