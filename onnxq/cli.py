@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 from rich.markup import escape
@@ -25,9 +25,11 @@ from onnxq.options import (
     Calib,
     CalibImages,
     CalibSamples,
+    Config,
     Data,
     Debug,
     Elementwise,
+    Exact,
     First,
     FirstLast,
     Format,
@@ -35,6 +37,7 @@ from onnxq.options import (
     Json,
     JudgedTarget,
     LoadCalibration,
+    MaybeSecond,
     Metric,
     Model,
     Output,
@@ -79,6 +82,7 @@ app = typer.Typer(
 def compile_command(
     model: Model,
     output: Output,
+    config: Config = None,
     report: ReportFile = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -205,8 +209,10 @@ def evaluate(
 )
 def compare(
     a: First,
-    b: Second,
+    b: MaybeSecond = None,
+    *,
     data: Data,
+    exact: Exact = False,
     samples: Samples = None,
     images: Images = None,
     as_json: Json = False,
@@ -220,29 +226,28 @@ def compare(
     For each output: the power of A's output over that of the difference, in
     dB (sqnr_db), the share of samples whose largest entry is at the same
     place (agreement), and the largest difference (max_abs).
+
+    With --exact: whether quantized files give the same codes everywhere.
     """
+    from onnxq.commands.exactness import compare_exactly
     from onnxq.commands.measuring import compare_files
+    from onnxq.report.exactness import exactness
     from onnxq.report.terminal import comparison
 
     sentences: list[str] = []
+    settings: dict[str, Any] = {"samples": samples, "images": images, "batch": batch, "threads": threads}
     with progress_bar(as_json) as progress:
-        result = compare_files(
-            a,
-            b,
-            data,
-            samples=samples,
-            images=images,
-            batch=batch,
-            threads=threads,
-            provider=provider,
-            progress=progress,
-            warn=sentences.append,
-        )
+        settings |= {"provider": provider, "progress": progress, "warn": sentences.append}
+        if exact:
+            result = compare_exactly([a] if b is None else [a, b], data, **settings)
+        else:
+            result = compare_files(a, b, data, **settings)
     say(sentences)
     if as_json:
         print_json(result)
         return
-    out.print(comparison(result))
+    for part in exactness(result) if exact else [comparison(result)]:
+        out.print(part)
     out.print(f"\n{result['samples']} samples")
 
 

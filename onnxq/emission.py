@@ -12,8 +12,9 @@ from onnxq.affine import QuantParams, quantize
 from onnxq.graph import Names, constant, float_values, is_constant, present, producer, remove_node, set_input
 from onnxq.packing import Packer
 from onnxq.program import Program, Unit
+from onnxq.rules import RELU
 from onnxq.scheme import QuantScheme
-from onnxq.target import RELU, Target
+from onnxq.target import Target
 
 FLOAT = np.dtype(np.float32)
 
@@ -34,6 +35,7 @@ class Borders:
         self.program = program
         self.graph = program.graph
         self.names = Names(program.graph)
+        self.target = target
         self.packer = Packer(program.graph, self.names, target.packed)
         self.tensors: dict[str, gs.Tensor] = program.graph.tensors()
         self._codes: dict[str, gs.Variable] = {}
@@ -104,17 +106,19 @@ class Borders:
             self._values[tensor] = floats
         return self._values[tensor]
 
-    def vector_values(self, tensor: str, channels: int, axis: int) -> gs.Tensor:
-        """Values of a tensor held as codes, dequantized along an axis with equal scales.
+    def guarded_values(self, tensor: str, channels: int, axis: int) -> gs.Tensor:
+        """Values of a tensor held as codes for a layer that stays float.
 
-        The numbers are the same as `values`; onnxruntime quantizes the weights of a float layer behind a per-tensor
-        DequantizeLinear by itself, and leaves it alone behind this one.
+        onnxruntime quantizes the weights of a float layer behind a per-tensor DequantizeLinear by itself. It leaves the layer
+        alone behind one with equal scales along an axis, or behind a LeakyRelu of slope 1; the numbers are the same.
         """
+        floats = gs.Variable(self.names.fresh(f"{tensor}_dq"), FLOAT, self.tensors[tensor].shape)
+        if self.target.guard == "slope":
+            self.append("LeakyRelu", tensor, [self.values(tensor)], [floats]).attrs["alpha"] = 1.0
+            return floats
         scale, zero = (np.full(channels, t.values, t.values.dtype) for t in self.grid(tensor))
         grid = [constant(self.names, f"{tensor}_{n}", v) for n, v in (("scales", scale), ("zps", zero))]
-        floats = gs.Variable(self.names.fresh(f"{tensor}_dq"), FLOAT, self.tensors[tensor].shape)
-        node = self.append("DequantizeLinear", tensor, [self.codes(tensor), *grid], [floats])
-        node.attrs["axis"] = axis
+        self.append("DequantizeLinear", tensor, [self.codes(tensor), *grid], [floats]).attrs["axis"] = axis
         return floats
 
     def is_held(self, tensor: str) -> bool:
@@ -259,19 +263,18 @@ def drop_unit_dilations(node: gs.Node) -> None:
 
 def surround(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node]) -> None:
     """Write a unit as its float nodes between DequantizeLinear and QuantizeLinear."""
-    node = nodes[unit.name]
-    for index, tensor in enumerate(node.inputs):
-        if tensor.name in unit.inputs:
-            node.inputs[index] = borders.values(tensor.name)
-    drop_unit_dilations(node)
+    for node in (nodes[name] for name in unit.nodes):
+        for index, tensor in enumerate(node.inputs):
+            if tensor.name in unit.inputs:
+                node.inputs[index] = borders.values(tensor.name)
+    drop_unit_dilations(nodes[unit.name])
     if unit.weight is not None:
         _dequantize_weight(borders, unit, nodes)
     if unit.output not in borders.program.plan:
         return
     last, after, bounds = nodes[unit.nodes[-1]], activation(unit, nodes), None
-    if (
-        after is not None
-    ):  # on codes it is exact, since rounding keeps the order, and leaves the kernel in front of it whole
+    if after is not None and not borders.target.qdq_only:
+        # on codes it is exact, since rounding keeps the order, and leaves the kernel in front of it whole
         params = borders.program.params(unit.output)
         bounds = None if is_saturation(after, params) else code_bounds(after, params)
         remove_node(borders.graph, after)
@@ -288,7 +291,7 @@ def _dequantize_weight(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node
     if axis is not None:
         dequantize.attrs["axis"] = axis
     node.inputs[1] = floats
-    codes = borders.bias(unit)
+    codes = borders.bias(unit) if borders.target.bias == "int32" else None
     if codes is None:
         return
     holder = nodes[unit.nodes[1]] if unit.kind == "MatMul" else node
@@ -308,7 +311,9 @@ def _dequantized_bias(borders: Borders, unit: Unit, codes: gs.Constant) -> gs.Va
 
 
 def guard_floats(borders: Borders) -> None:
-    """Let layers that are to stay float read codes in a way that onnxruntime does not quantize them for."""
+    """Let layers that are to stay float read codes in a way that the runtime does not quantize them for."""
+    if borders.target.guard == "none":
+        return
     inside = {name for unit in borders.program.units.values() for name in unit.nodes}
     for node in list(borders.graph.nodes):
         if node.name in inside or node.op not in INPUT_CHANNELS or not borders.is_held(node.inputs[0].name):
@@ -316,7 +321,7 @@ def guard_floats(borders: Borders) -> None:
         weight = node.inputs[1]
         if _is_fixed(weight) and weight.shape is not None and not node.attrs.get("transA", 0):
             channels, axis = INPUT_CHANNELS[node.op](node, weight.shape)
-            node.inputs[0] = borders.vector_values(node.inputs[0].name, channels, axis)
+            node.inputs[0] = borders.guarded_values(node.inputs[0].name, channels, axis)
 
 
 def _is_fixed(tensor: gs.Tensor) -> bool:

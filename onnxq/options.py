@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from onnxq.config import Setting, read_config
+
 SOURCES = (
     "[bold]SRC[/bold] is a .npz file with arrays named as the model's inputs (leading axis = samples, "
     "labels in 'label'), a .npy file, a directory of either, of images (sub-folders are classes) or of ONNX "
@@ -35,6 +37,17 @@ def model(text: str, name: str = "MODEL") -> Any:
 Model = Annotated[Path, model("ONNX model.")]
 First = Annotated[Path, model("ONNX model to compare with, usually the float one.", "A")]
 Second = Annotated[Path, model("ONNX model with the same inputs.", "B")]
+MaybeSecond = Annotated[
+    Path | None, model("ONNX model with the same inputs; may be left out with --exact.", "B")
+]
+Exact = Annotated[
+    bool,
+    option(
+        "Say whether each quantized file gives the same codes on machines that add products in 32 bits and on "
+        "AVX2 machines without VNNI, and in onnxruntime here.",
+        "--exact",
+    ),
+]
 Data = Annotated[str, option("Samples to run, see below.", "--data", metavar="SRC")]
 Samples = Annotated[
     int | None, option("Use N samples, evenly spaced over the source (all).", metavar="N", least=1)
@@ -45,10 +58,44 @@ Threads = Annotated[
     int, option("Threads inside one operator; 0 is one per core (0).", metavar="N", least=0, panel=RUNNING)
 ]
 Provider = Annotated[str, option(f"onnxruntime execution provider ({CPU}).", metavar="EP", panel=RUNNING)]
-Target = Annotated[str, option("Runtime to compile for (ort-cpu).", metavar="NAME", panel=QUANTIZATION)]
+TARGETS = "ort-cpu, onnx for operators of the ONNX standard alone, openvino or tensorrt (ort-cpu)."
+Target = Annotated[str, option(f"Runtime to compile for: {TARGETS}", metavar="NAME", panel=QUANTIZATION)]
 Json = Annotated[bool, option("Print one JSON object and nothing else on standard output.", "--json")]
 Debug = Annotated[bool, option("Show where an error comes from.", "--debug")]
 
+
+def _settings(context: typer.Context) -> list[Setting]:
+    """What a configuration file may set: every parameter of the command but the file itself."""
+    found = []
+    for param in context.command.params:
+        long = [name for name in param.opts if name.startswith("--")]
+        key = long[0].removeprefix("--") if long else (param.name or "").lower()
+        if key in ("config", "help"):
+            continue
+        is_list, is_flag = (bool(getattr(param, name, False)) for name in ("multiple", "is_flag"))
+        found.append(Setting(param.name or "", key, is_list, is_flag, is_path=key in PATHS))
+    return found
+
+
+def _take_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Make the values of the file the command's defaults."""
+    if path is not None:
+        context.default_map = read_config(path, _settings(context))
+    return path
+
+
+PATHS = ("model", "output", "calib", "report", "save-calibration", "load-calibration")
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        help='TOML file with any of these options by their long names: bits = "w4a4", override = ["head=w8a8"], '
+        "model and output too. Its paths start from its folder; the command line counts before it.",
+        metavar="FILE",
+        callback=_take_config,
+        is_eager=True,
+        show_default=False,
+    ),
+]
 Output = Annotated[Path, option("Where to write the quantized model.", "-o", "--output", metavar="OUT")]
 ReportFile = Annotated[Path | None, option("Write all that was done and measured as JSON.", metavar="FILE")]
 
@@ -160,5 +207,5 @@ Shape = Annotated[
     ),
 ]
 Seconds = Annotated[float, option("Time to spend (5).", metavar="S", least=0.1)]
-JudgedTarget = Annotated[str, option("Runtime to judge for (ort-cpu).", metavar="NAME")]
+JudgedTarget = Annotated[str, option(f"Runtime to judge for: {TARGETS}", metavar="NAME")]
 Version = Annotated[bool, option("Print the version.", "--version")]

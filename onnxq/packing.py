@@ -5,11 +5,12 @@ of int8:
 
 - 8 bits: the initializer itself.
 - 4 and 2 bits: an initializer of type INT4, UINT4, INT2 or UINT2 and a Cast, where the target takes that type.
-- other widths: bit planes. Bit k of code n stands in byte n mod M of plane k, M = ceil(N / 8), and
+- other widths: bit planes. Bit k of code n is bit n mod 8 of byte n div 8 of plane k, and
 
-      code = sum_k w_k ((byte >> n div M) & 1),     w_k = 2^k, and -2^(b-1) for the sign
+      code = sum_k w_k bit_k,     w_k = 2^k, and -2^(b-1) for the sign
 
-  is a BitShift, a BitwiseAnd and a MatMulInteger by the weights w of the planes.
+  is a Gather of each byte's bits from a table (256, 8) and a MatMulInteger by the weights w of the planes. Every runtime
+  computes that at load; BitShift would take fewer bytes, but OpenVINO rounds where it should truncate.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from onnxq.model.surgeon import packed_constant
 Codes = NDArray[np.integer[Any]]
 
 BYTE = 8
-PLANES_OPSET = 18  # BitwiseAnd
+PLANES_OPSET = 10  # MatMulInteger
 OPSETS = {8: 1, 4: 21, 2: 25}  # that have a type of so many bits
 
 
@@ -72,10 +73,9 @@ class Packer:
         signed = codes.dtype == np.int8
         planes = bit_planes(codes, bits)
         columns = planes.shape[1] * BYTE
-        stored = constant(self.names, f"{name}_planes", planes[:, None])  # (bits, 1, M)
-        shifted = self._append("BitShift", name, [stored, self._shifts()], np.uint8, direction="RIGHT")
-        one = self._shared_constant("bit", np.ones((), np.uint8))
-        found = self._append("BitwiseAnd", name, [shifted, one], np.uint8)  # (bits, 8, M)
+        stored = constant(self.names, f"{name}_planes", planes)  # (bits, M)
+        places = self._append("Cast", name, [stored], np.int32, to=onnx.TensorProto.INT32)
+        found = self._append("Gather", name, [self._bits_of_bytes(), places], np.uint8)  # (bits, M, 8)
         flat = self._append("Reshape", name, [found, self._shape((bits, columns))], np.uint8)
         sums = self._append("MatMulInteger", name, [self._weights(bits, signed), flat], np.int32)  # (1, 8 M)
         if columns != codes.size:
@@ -98,8 +98,9 @@ class Packer:
         self.graph.nodes.append(node)
         return result
 
-    def _shifts(self) -> gs.Constant:
-        return self._shared_constant("shifts", np.arange(BYTE, dtype=np.uint8)[:, None])
+    def _bits_of_bytes(self) -> gs.Constant:
+        bytes_ = np.arange(1 << BYTE, dtype=np.uint8)[:, None]
+        return self._shared_constant("bits", np.unpackbits(bytes_, axis=1, bitorder="little"))
 
     def _weights(self, bits: int, signed: bool) -> gs.Constant:
         weights = 1 << np.arange(bits)
@@ -119,15 +120,14 @@ class Packer:
 
 
 def bit_planes(codes: Codes, bits: int) -> NDArray[np.uint8]:
-    """Bits of codes in two's complement, uint8 (bits, ceil(N / 8)): bit k of code n is bit n div M of byte n mod M of row k.
+    """Bits of codes in two's complement, uint8 (bits, ceil(N / 8)): bit k of code n is bit n mod 8 of byte n div 8 of row k.
 
     >>> bit_planes(np.array([1, 2, 3], np.uint8), 2).tolist()
     [[5], [6]]
     """
     flat = np.ravel(codes).view(np.uint8)
-    lanes = np.pad(flat, (0, -flat.size % BYTE)).reshape(BYTE, -1)
-    found = (lanes >> np.arange(bits, dtype=np.uint8)[:, None, None]) & 1  # (bits, 8, M)
-    return np.packbits(found, axis=1, bitorder="little")[:, 0]
+    found = (flat >> np.arange(bits, dtype=np.uint8)[:, None]) & 1  # (bits, N)
+    return np.packbits(found, axis=1, bitorder="little")
 
 
 def _check(name: str, codes: Codes, bits: int) -> None:

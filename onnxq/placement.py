@@ -1,7 +1,8 @@
 """Which nodes of a graph become quantized kernels of a target, and which tensors are codes.
 
 1. Every node that multiplies by weights (`compute` in the target's rules) becomes a unit unless the target refuses it; the bias
-   Add and the activation behind it are absorbed where the kernel does that. Its inputs are *needed* as codes.
+   Add, an Add of another activation (a residual branch) and the activation behind it are absorbed where the kernel does that.
+   Its inputs are *needed* as codes.
 2. In graph order, kernels between coded tensors (Add, Concat, pooling …) become units where that saves a conversion, and
    layout nodes (Reshape, MaxPool …) hand codes on unchanged, sharing one scale with their input.
 
@@ -17,10 +18,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxq.branches import Branch, branch, depths
 from onnxq.graph import Uses, float_values, is_constant, present
 from onnxq.program import Unit
+from onnxq.rules import RELU, Rule, refusal
 from onnxq.selection import added_vector, writes_float32
-from onnxq.target import RELU, Rule, Target, refusal
+from onnxq.target import Target
 
 SAME_VALUES = {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Pad"}
 SMALL_TABLE = 4096
@@ -60,6 +63,7 @@ class Placement:
     def __post_init__(self) -> None:
         self.uses = Uses(self.graph)
         self._tensors: dict[str, gs.Tensor] = self.graph.tensors()
+        self._depths = depths(self.graph)
 
     def place(self) -> Placement:
         """Find all units."""
@@ -90,7 +94,8 @@ class Placement:
         rule = self.target.rule(node)
         if rule is None:
             if writes_float32(node):
-                self.floats[node.name] = f"{self.target.name} has no integer kernel for {node.op}"
+                lacks = "takes no conversions around" if self.target.qdq_only else "has no integer kernel for"
+                self.floats[node.name] = f"{self.target.name} {lacks} {node.op}"
             return None
         reason = refusal(node) or self._not_float32(node)
         if reason is None:
@@ -121,7 +126,7 @@ class Placement:
     def _add_compute(self, node: gs.Node, rule: Rule, weight: str | None, axis: int) -> Unit:
         inputs = () if rule.role == "table" else tuple(t.name for t in node.inputs[: 1 if weight else 2])
         unit = self._add(node, rule, inputs, weight, axis)
-        self.needed.update(inputs)
+        self.needed.update(unit.inputs)
         if rule.role == "table" and weight is not None:
             self._tie(weight, unit.output)
         return unit
@@ -178,13 +183,12 @@ class Placement:
             if add is not None and vector is not None and add.name not in self.skipped:
                 nodes.append(add)
                 bias, end = vector, add
-        after = self.uses.only_reader(end.outputs[0]) if len(end.outputs) == 1 else None
-        if (
-            after is not None
-            and after.op in rule.absorbs
-            and after.name not in self.skipped
-            and _starts_at_zero(after)
-        ):
+        summed = self._summed(end) if rule.sums else None
+        if summed is not None:
+            nodes += summed.nodes
+            inputs, end = (*inputs, summed.other.name), summed.add
+        after = self._activation(end, rule)
+        if after is not None:
             nodes.append(after)
             end = after
         unit = Unit(
@@ -195,7 +199,7 @@ class Placement:
             weight=weight,
             bias=bias.name if bias is not None else None,
             channel_axis=axis,
-            float_output=rule.float_output and end is not after,
+            float_output=rule.float_output and (end is not after or self.target.qdq_only),
             is_layout=rule.role == "layout",
         )
         self.units[node.name] = unit
@@ -203,6 +207,25 @@ class Placement:
         for name in unit.nodes:
             self.floats.pop(name, None)
         return unit
+
+    def _activation(self, node: gs.Node, rule: Rule) -> gs.Node | None:
+        """The Relu or Clip behind the node that its kernel absorbs."""
+        after = self.uses.only_reader(node.outputs[0]) if len(node.outputs) == 1 else None
+        if after is None or after.op not in rule.absorbs or after.name in self.skipped:
+            return None
+        return after if _starts_at_zero(after) else None
+
+    def _summed(self, node: gs.Node) -> Branch | None:
+        """The Add that becomes part of a convolution, None when there is none or another convolution has it."""
+        found = branch(self.uses, node)
+        if found is None or any(n.name in self.skipped or n.name in self._absorbed for n in found.nodes):
+            return None
+        rival = found.rival
+        if rival is None or self._depths[rival.name] <= self._depths[node.name]:
+            return found
+        theirs, rule = branch(self.uses, rival), self._rule(rival)
+        takes = rule is not None and rule.sums and theirs is not None and theirs.add is found.add
+        return None if takes else found
 
     def _need_layout_inputs(self) -> None:
         """Let codes be made before a Reshape or Transpose whose only use is to feed a kernel: fewer bytes move."""

@@ -24,8 +24,9 @@ class Unit:
 
     Attributes:
         kind: op of the main node; the target's rule of that name says how it runs.
-        nodes: names of the main node, then of an absorbed bias Add and an absorbed activation, in order.
-        inputs: activation tensors that the unit reads as codes.
+        nodes: names of the main node, then of what it absorbs in order: a bias Add or an Add of another activation, and an
+            activation.
+        inputs: activation tensors that the unit reads as codes: what it multiplies, then what it adds.
         outputs: tensors after the last absorbed node; only a Split has more than one.
         weight: initializer holding the weights, if any.
         bias: initializer holding the bias, if any.
@@ -58,6 +59,11 @@ class Unit:
     def moves_codes(self) -> bool:
         """Whether the unit only moves or looks up codes, so that it needs no integer kernel of its own."""
         return self.is_layout or self.is_table
+
+    @property
+    def multiplied(self) -> tuple[str, ...]:
+        """Inputs that are multiplied, by weights or by each other."""
+        return self.inputs if self.weight is None else self.inputs[:1]
 
     @property
     def output(self) -> str:

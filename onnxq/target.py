@@ -1,48 +1,21 @@
-"""What a runtime can run in integers, as data: op -> rule, storage, hazards.
+"""What a runtime can run in integers, as data: op -> rule, storage, form, hazards.
 
-The rules of `ort-cpu` were measured on onnxruntime 1.32; tests hold them and fail when a newer runtime changes one.
+The rules of `ort-cpu` were measured on onnxruntime 1.32 and those of `openvino` on OpenVINO 2026.4; tests hold them and fail when
+a newer runtime changes one. Those of `tensorrt` are NVIDIA's; `docs/adr/0006-targets.md` names all sources.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.errors import UsageError, unknown
-from onnxq.graph import float_values, is_constant, is_standard, present, rank
+from onnxq.graph import is_constant, is_standard
+from onnxq.rules import KERNEL, LAYOUT, RELU, Rule
 from onnxq.scheme import QuantScheme
-
-Role = Literal["compute", "kernel", "curve", "layout", "table"]
-Check = "Callable[[gs.Node], str | None]"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How one op runs on codes.
-
-    Attributes:
-        role: `compute` multiplies by weights and is worth quantizing for itself; `kernel` has an integer kernel that pays
-            only between coded tensors; `curve` is a kernel whose 8-bit output pays only when codes are read next;
-            `layout` moves codes without changing them; `table` looks codes up.
-        activations: indices of the inputs that are activations; None for all.
-        float_output: the integer kernel may write float32 directly.
-        absorbs: activations that vanish into the kernel when the output's zero point is its smallest code.
-        copies_equal: the kernel only copies when inputs and output share one grid.
-    """
-
-    role: Role
-    activations: tuple[int, ...] | None = (0,)
-    float_output: bool = False
-    absorbs: tuple[str, ...] = ()
-    copies_equal: bool = False
-
-
-RELU = ("Relu", "Clip")
-LAYOUT = Rule("layout")
 
 
 @dataclass(frozen=True)
@@ -53,8 +26,16 @@ class Target:
         name: as given to `--target`.
         min_opset: opset that the emitted form needs.
         rules: op -> rule; an op without a rule stays float.
+        local: whether it is the runtime that checks what is compiled here, so that coverage and speed are its own.
+        contrib: whether operators of com.microsoft may be written.
+        qdq_only: whether it reads nothing but QuantizeLinear and DequantizeLinear around float operators: no casts of codes, no
+            ranges found at run time.
+        bits: widths of codes that it takes.
         packed: widths below 8 whose own integer types its initializers may have; others are stored as bit planes.
         signed: whether activations are int8 symmetric about 0, else uint8.
+        bias: type in which the bias of a unit is stored; operators on codes take int32 alone.
+        guard: how layers that stay float are kept from being quantized by the runtime itself where they read codes: behind a
+            DequantizeLinear with equal scales per `channel`, or behind a LeakyRelu of `slope` 1.
         pair_limit: largest magnitude that 255 times the sum of two neighbouring weights may reach in 16 bits on some
             machines; 0 when the kernels accumulate in 32 bits everywhere.
         narrow_depthwise: depthwise convolutions of at most so many channels are faster in float.
@@ -64,8 +45,14 @@ class Target:
     name: str
     min_opset: int
     rules: Mapping[str, Rule]
-    packed: tuple[int, ...] = (2, 4)
+    local: bool = False
+    contrib: bool = False
+    qdq_only: bool = False
+    bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    packed: tuple[int, ...] = (4,)
     signed: bool = False
+    bias: Literal["int32", "float32"] = "int32"
+    guard: Literal["none", "channel", "slope"] = "none"
     pair_limit: int = 0
     narrow_depthwise: int = 0
     pads_channels: bool = False
@@ -79,15 +66,47 @@ class Target:
             return LAYOUT  # it picks from an activation
         return rule
 
+    def check_bits(self, widths: Iterable[int | None]) -> None:
+        """Refuse widths of codes that the runtime does not take; None, for float, it does.
+
+        Raises:
+            UsageError: naming the width and the choices.
+        """
+        for width in widths:
+            if width is not None and width not in self.bits:
+                choices = ", ".join(map(str, self.bits))
+                raise UsageError(f"target {self.name!r} takes codes of {choices} bits, not {width}")
+
     def check_weights(self, scheme: QuantScheme) -> None:
         """Refuse a scheme of weights that the integer kernels cannot run.
 
         Raises:
             UsageError: naming the scheme and the choices.
         """
+        self.check_bits([scheme.bits])
         if not scheme.signed or not scheme.symmetric or scheme.granularity == "block":
             raise UsageError(
-                f"target {self.name!r} takes weights intB:tensor or intB:channel, B from 2 to 8, not {scheme}"
+                f"target {self.name!r} takes weights intB:tensor or intB:channel, {self._widths()}, not {scheme}"
+            )
+
+    def check_integer_form(self) -> None:
+        """Refuse operators on codes.
+
+        Raises:
+            UsageError: the runtime does not read them.
+        """
+        if self.bias != "int32":
+            raise UsageError(f"target {self.name!r} takes the format qdq alone")
+
+    def check_without_ranges(self) -> None:
+        """Refuse weights that are computed with in float, and products that quantize their inputs when they run.
+
+        Raises:
+            UsageError: the runtime reads neither.
+        """
+        if self.qdq_only:
+            raise UsageError(
+                f"target {self.name!r} takes weights and activations in integers together; give calibration data"
             )
 
     def activation_scheme(self, scheme: QuantScheme) -> QuantScheme:
@@ -101,13 +120,15 @@ class Target:
         if scheme.granularity != "tensor":
             raise UsageError(f"activations have one scale a tensor, which {scheme} has not")
         if self.signed and not (scheme.signed and scheme.symmetric):
-            raise UsageError(f"target {self.name!r} takes activations intB, B from 2 to 8, not {scheme}")
+            raise UsageError(f"target {self.name!r} takes activations intB, {self._widths()}, not {scheme}")
+        self.check_bits([scheme.bits])
         if self.signed or not scheme.signed:
             return scheme
         return replace(scheme, signed=False)
 
+    def _widths(self) -> str:
+        return f"B from {self.bits[0]} to {self.bits[-1]}" if len(self.bits) > 1 else f"B = {self.bits[0]}"
 
-KERNEL = Rule("kernel", absorbs=RELU)
 
 ORT_CPU = Target(
     name="ort-cpu",
@@ -143,12 +164,53 @@ ORT_CPU = Target(
             LAYOUT,
         ),
     },
+    local=True,
+    contrib=True,
+    packed=(2, 4),
+    guard="channel",
     pair_limit=32767,
     narrow_depthwise=64,
     pads_channels=True,
 )
 
-TARGETS = {t.name: t for t in (ORT_CPU,)}
+# Runtimes that fuse an Add into the convolution in front of it round the convolution's output or do not, as they like.
+SUMMING = {**ORT_CPU.rules, "Conv": Rule("compute", absorbs=RELU, sums=True)}
+
+ONNX = Target(
+    name="onnx",
+    min_opset=19,  # the oldest QuantizeLinear that onnx's own evaluator has
+    rules=SUMMING,
+    guard="slope",
+    pair_limit=32767,
+)
+
+OPENVINO = Target(
+    name="openvino",
+    min_opset=13,
+    rules={op: rule for op, rule in SUMMING.items() if rule.role != "curve"},
+    bias="float32",
+    pair_limit=32767,
+)
+
+TENSORRT = Target(
+    name="tensorrt",
+    min_opset=13,
+    rules={
+        "Conv": Rule("compute", float_output=True, absorbs=RELU, sums=True),
+        "Gemm": Rule("compute", float_output=True, absorbs=RELU),
+        "MatMul": Rule("compute", activations=(0, 1), float_output=True, absorbs=RELU),
+        "Add": Rule("kernel", activations=None, absorbs=RELU),
+        "AveragePool": KERNEL,
+        "GlobalAveragePool": KERNEL,
+    },
+    qdq_only=True,
+    bits=(8,),
+    packed=(),
+    signed=True,
+    bias="float32",
+)
+
+TARGETS = {t.name: t for t in (ORT_CPU, ONNX, OPENVINO, TENSORRT)}
 
 
 def find_target(name: str) -> Target:
@@ -160,107 +222,3 @@ def find_target(name: str) -> Target:
     if name not in TARGETS:
         raise unknown("target", name, TARGETS)
     return TARGETS[name]
-
-
-def refusal(node: gs.Node) -> str | None:
-    """Why this node cannot run on codes although its op can, None when it can."""
-    check = CHECKS.get(node.op)
-    return check(node) if check else None
-
-
-def _refuse_conv(node: gs.Node) -> str | None:
-    if float_values(node.inputs[1]) is None:
-        return "its weights are no float32 initializer"
-    bias = present(node, 2)
-    if bias is not None and float_values(bias) is None:
-        return "its bias is no float32 initializer"
-    if rank(node.inputs[1]) not in (3, 4, 5):
-        return f"its weights have rank {rank(node.inputs[1])}"
-    return None
-
-
-def _refuse_gemm(node: gs.Node) -> str | None:
-    if float_values(node.inputs[1]) is None:
-        return "its weights are no float32 initializer"
-    if node.attrs.get("transA", 0):
-        return "transA is set"
-    if node.attrs.get("alpha", 1.0) != 1.0 or node.attrs.get("beta", 1.0) != 1.0:
-        return "alpha or beta is not 1"
-    bias = present(node, 2)
-    if bias is None:
-        return None
-    columns = node.inputs[1].shape[0 if node.attrs.get("transB", 0) else 1]
-    values = float_values(bias)
-    vector = values is not None and values.size == columns and values.shape[-1:] in ((columns,), ())
-    return None if vector else "its C is no bias vector"
-
-
-def _refuse_matmul(node: gs.Node) -> str | None:
-    left, right = node.inputs
-    if is_constant(left):
-        return "its left operand is constant"
-    if not is_constant(right):
-        return None if right.dtype == np.float32 else "its operands are not float32"
-    if float_values(right) is None:
-        return "its weights are not float32"
-    return None if rank(right) == 2 else f"its weights have rank {rank(right)}; the kernel takes matrices"
-
-
-def _refuse_table(node: gs.Node) -> str | None:
-    if not is_constant(node.inputs[0]):
-        return None
-    if float_values(node.inputs[0]) is None:
-        return "its table is not float32"
-    if is_constant(node.inputs[1]) or rank(node.inputs[0]) != 2 or node.attrs.get("axis", 0) != 0:
-        return "it is no embedding lookup (rows of a matrix)"
-    return None
-
-
-def _refuse_arithmetic(node: gs.Node) -> str | None:
-    return "an operand is constant" if any(is_constant(t) for t in node.inputs) else None
-
-
-def _refuse_resize(node: gs.Node) -> str | None:
-    mode = node.attrs.get("mode", "nearest")
-    if node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
-        return "it fills with a constant outside its input"
-    return None if mode == "nearest" else f"mode {mode} changes codes"
-
-
-def _refuse_pad(node: gs.Node) -> str | None:
-    mode = node.attrs.get("mode", "constant")
-    if mode in ("reflect", "edge", "wrap"):
-        return None
-    fill = present(node, 2)
-    if fill is None:
-        return None
-    values = float_values(fill)
-    return None if values is not None and not values.any() else "it pads with something other than zero"
-
-
-def _refuse_pool(node: gs.Node) -> str | None:
-    if rank(node.inputs[0]) not in (3, 4, 5):
-        return "the rank of its input is unknown"
-    if len(node.outputs) > 1:
-        return "it also writes indices"
-    if node.op != "AveragePool":
-        return None
-    if any(d != 1 for d in node.attrs.get("dilations", [])):
-        return "the integer kernel has no dilations"
-    if node.attrs.get("ceil_mode", 0) and node.attrs.get("count_include_pad", 0):
-        return "the integer kernel counts padding wrongly where sizes round up"
-    return None
-
-
-CHECKS = {
-    "Conv": _refuse_conv,
-    "Gemm": _refuse_gemm,
-    "MatMul": _refuse_matmul,
-    "Gather": _refuse_table,
-    "Add": _refuse_arithmetic,
-    "Mul": _refuse_arithmetic,
-    "Resize": _refuse_resize,
-    "Pad": _refuse_pad,
-    "MaxPool": _refuse_pool,
-    "AveragePool": _refuse_pool,
-}

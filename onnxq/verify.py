@@ -1,4 +1,8 @@
-"""Proof that a compiled model is sound: it passes the checker, loads, gives what the float model gives, and runs in integers."""
+"""Proof that a compiled model is sound: it passes the checker, loads, gives what the float model gives, and runs in integers.
+
+Models for other runtimes are checked and compared in onnxruntime as well, which reads the same file. Coverage and speed would be
+onnxruntime's, not theirs, and are left out; what becomes of each node is what the plan says.
+"""
 
 from __future__ import annotations
 
@@ -24,19 +28,16 @@ from onnxq.report.model import NodeRow
 
 COMPARED = 64  # samples that are compared: enough for a figure in dB, cheap next to calibration
 RACE_SECONDS = 0.3
-RUN_LIMIT = (
-    2**30
-)  # bytes; sessions copy weights into the layout of their kernels, so four of them may hold eight times as much
 RUN_LIMIT = 2**30  # bytes of weights, which each session rearranges in memory for its kernels
 SLOWER = 0.97  # a ratio below this is more than noise
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What the checks found."""
+    """What the checks found; no coverage and no speed where onnxruntime is not the target."""
 
     nodes: Sequence[NodeRow]
-    coverage: Coverage
+    coverage: Coverage | None
     difference: Difference | None
     speed: Speed | None
     warnings: Sequence[str]
@@ -63,10 +64,11 @@ def verify(
     session, optimized = session_and_optimized(compiled, threads=ctx.threads, provider=ctx.provider)
     sample = next(ctx.data.batches(1), None) if ctx.data is not None else None
     feeds = sample.feeds if sample is not None else guessed_feeds(reference)
-    coverage = read_coverage(optimized, _macs(reference, feeds, sample))
+    coverage = read_coverage(optimized, _macs(reference, feeds, sample)) if ctx.target.local else None
     difference = _difference(reference, session, ctx)
     del session  # one pair of sessions at a time: each may hold the weights twice
-    raced = _race(reference, compiled, feeds, ctx) if speed and feeds is not None else None
+    timed = feeds if speed and ctx.target.local else None
+    raced = _race(reference, compiled, timed, ctx) if timed is not None else None
     rows = node_rows(reference, program, coverage)
     return Verification(rows, coverage, difference, raced, _warnings(coverage, raced))
 
@@ -75,7 +77,8 @@ def _verify_unrun(
     reference: onnx.ModelProto, compiled: onnx.ModelProto, program: Program, ctx: Context
 ) -> Verification:
     """Load the compiled model, whose weights the runtime then maps and does not read."""
-    coverage = read_coverage(optimized_model(compiled, threads=ctx.threads, provider=ctx.provider), {})
+    optimized = optimized_model(compiled, threads=ctx.threads, provider=ctx.provider)
+    coverage = read_coverage(optimized, {}) if ctx.target.local else None
     size, limit = (f"{count / 1e9:.1f} GB" for count in (weight_bytes(reference), RUN_LIMIT))
     left_out = (
         f"the model has {size} of weights, more than the {limit} up to which models are run here: "
@@ -114,10 +117,10 @@ def _race(
     return race(pair[0], pair[1], feeds, seconds=RACE_SECONDS, least=3)
 
 
-def _warnings(coverage: Coverage, speed: Speed | None) -> tuple[str, ...]:
+def _warnings(coverage: Coverage | None, speed: Speed | None) -> tuple[str, ...]:
     """What the user should know about the deployed model."""
     found = []
-    if coverage.share == 0.0:
+    if coverage is not None and coverage.share == 0.0:
         found.append("onnxruntime runs no multiply-adds of this model in integers")
     if speed is not None and speed.speedup < SLOWER:
         found.append(
@@ -126,8 +129,12 @@ def _warnings(coverage: Coverage, speed: Speed | None) -> tuple[str, ...]:
     return tuple(found)
 
 
-def node_rows(reference: onnx.ModelProto, program: Program, coverage: Coverage) -> list[NodeRow]:
-    """What became of each node of the reference that computes in float, in graph order."""
+def node_rows(reference: onnx.ModelProto, program: Program, coverage: Coverage | None) -> list[NodeRow]:
+    """What became of each node of the reference that computes in float, in graph order.
+
+    Args:
+        coverage: what the runtime made of the units; None to go by the plan.
+    """
     absorbed = {name: unit for unit in program.units.values() for name in unit.nodes}
     rows = []
     for node in reference.graph.node:

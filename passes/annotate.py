@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.placement import Placement
 from onnxq.precision import BYTE, Bits, Ends, Layer, layer_bits, override_bits
-from onnxq.program import Program, QuantDecision
+from onnxq.program import Program, QuantDecision, Unit
 from onnxq.scheme import QuantScheme
 from onnxq.selection import inside_bodies, skipped_nodes
 from onnxq.target import Target
@@ -53,10 +53,12 @@ class Annotate(Pass):
         activations = ctx.target.activation_scheme(self.activations)
         default = Bits(self.weights.bits, activations.bits)
         layers = layer_bits(program, default, self.override, self.first_last)
+        for layer in layers.values():
+            ctx.target.check_bits([layer.bits.weights, layer.bits.activations] if layer.bits else [])
         floats = {name: layer.why for name, layer in layers.items() if layer.bits is None}
         skipped = program.floats | floats | skipped_nodes(program, self.skip)
         placed = Placement(program.graph, ctx.target, skipped, self.products == "all", self.small).place()
-        program.units = {n.name: placed.units[n.name] for n in program.graph.nodes if n.name in placed.units}
+        program.units = _in_order(program, placed.units)
         program.floats = placed.floats | inside_bodies(program.graph, _compute_ops(ctx.target))
         self._fill_plan(program, placed, layers, activations)
         return PassResult(len(program.units), dict(program.floats), {"bits": _facts(program, layers)})
@@ -84,6 +86,17 @@ class Annotate(Pass):
                 )
 
 
+def _in_order(program: Program, units: Mapping[str, Unit]) -> dict[str, Unit]:
+    """Units in graph order, each behind those that write what it reads: one with a residual branch stands where that comes in."""
+    nodes = {n.name: (place, n) for place, n in enumerate(program.graph.nodes)}
+
+    def place(unit: Unit) -> int:
+        found = (nodes[name] for name in unit.nodes)
+        return max(p for p, n in found if n.name == unit.name or any(t.name in unit.inputs for t in n.inputs))
+
+    return {unit.name: unit for unit in sorted(units.values(), key=place)}
+
+
 def _shared(program: Program, weight: str) -> int:
     """Width that another unit has given the weight already, 0 when none has."""
     return program.plan[weight].scheme.bits if weight in program.plan else 0
@@ -104,7 +117,7 @@ def _group_widths(program: Program, placed: Placement, layers: Mapping[str, Laye
             assert unit.weight is not None
             group = placed.group(unit.weight)
             tables[group] = max(tables.get(group, 0), bits.weights)
-        for tensor in unit.inputs if not unit.is_layout else ():
+        for tensor in unit.multiplied if not unit.is_layout else ():
             group = placed.group(tensor)
             widths[group] = max(widths.get(group, 0), bits.activations or BYTE)
     return widths | tables

@@ -2,7 +2,8 @@
 
 What a runtime makes of the QDQ form by matching patterns stands in the graph itself here, so nothing depends on a fusion. The
 numbers are the same: both forms share codes, scales and biases. An activation that a unit absorbs vanishes where the grid of the
-output ends at its bounds; elsewhere it becomes a Clip of codes. A unit for which there is no operator keeps the QDQ form.
+output ends at its bounds; elsewhere it becomes a Clip of codes. A unit for which there is no operator keeps the QDQ form, and so
+does one whose operator is onnxruntime's own where the target is another runtime.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class EmitInteger(Pass):
     name: ClassVar[str] = "emit-integer"
 
     def run(self, program: Program, ctx: Context) -> PassResult:
+        ctx.target.check_integer_form()
         borders, kept = Borders(program, ctx.target), {}
         nodes = {n.name: n for n in program.graph.nodes}
         for unit in list(program.units.values()):
@@ -49,7 +51,7 @@ class EmitInteger(Pass):
                 move_codes(borders, unit, node)
             elif ctx.target.rules[unit.kind].role == "table":
                 look_up_codes(borders, unit, node)
-            elif reason := _refusal(program, unit):
+            elif reason := _refusal(borders, unit):
                 kept[unit.name] = reason
                 surround(borders, unit, nodes)
             else:
@@ -59,12 +61,17 @@ class EmitInteger(Pass):
         return PassResult(len(program.units) - len(kept), kept)
 
 
-def _refusal(program: Program, unit: Unit) -> str | None:
+def _refusal(borders: Borders, unit: Unit) -> str | None:
     """Why no operator on codes does the unit's work, None when one does."""
-    if unit.kind not in WRITERS:
+    program, contrib = borders.program, borders.target.contrib
+    if unit.kind not in WRITERS or not (contrib or unit.kind in STANDARD):
         return f"there is no integer operator for {unit.kind}, so it is written in the QDQ form"
-    if unit.output not in program.plan and unit.kind not in FLOAT_RESULT:
+    if unit.output not in program.plan and not (contrib and unit.kind in FLOAT_RESULT):
         return "its output stays float, so it is written in the QDQ form"
+    if unit.inputs != unit.multiplied:
+        return "it adds another tensor before it rounds, so it is written in the QDQ form"
+    if not contrib and unit.kind == "MatMul" and unit.bias is not None:
+        return "the operator for its product has no bias, so it is written in the QDQ form"
     return None
 
 
@@ -217,3 +224,4 @@ WRITERS: Mapping[str, Callable[[_Kernel], None]] = {
     **dict.fromkeys(("Add", "Mul", "GlobalAveragePool", "LeakyRelu", "Sigmoid"), _elementwise),
 }
 FLOAT_RESULT = ("Gemm", "MatMul")
+STANDARD = ("Conv", "MatMul")  # whose operators on codes are ONNX's own

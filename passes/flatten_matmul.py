@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from onnxq.graph import Names, Uses, constant, float_values, is_standard, producer, rank, remove_node
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
-from onnxq.target import RELU
+from onnxq.rules import RELU
 
 FLOAT, INT64 = np.dtype(np.float32), np.dtype(np.int64)
 
@@ -29,6 +29,8 @@ class FlattenMatMul(Pass):
     name: ClassVar[str] = "flatten-matmul"
 
     def run(self, program: Program, ctx: Context) -> PassResult:
+        if not ctx.target.contrib:  # QGemm is onnxruntime's own
+            return PassResult()
         graph, names, skipped = program.graph, Names(program.graph), {}
         changed = 0
         for node in [n for n in graph.nodes if n.op == "MatMul" and is_standard(n)]:

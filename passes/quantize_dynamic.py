@@ -22,10 +22,11 @@ from onnxq.packing import Packer
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, Unit
 from onnxq.quantizers import method_for
+from onnxq.rules import refusal
 from onnxq.saturation import pair_limit
 from onnxq.scheme import QuantScheme
 from onnxq.selection import added_vector, inside_bodies, note_floats, skipped_nodes
-from onnxq.target import Target, refusal
+from onnxq.target import Target
 from onnxq.weights import quantized_weight
 
 INT8 = QuantScheme.parse("int8:channel")
@@ -52,6 +53,7 @@ class QuantizeDynamic(Pass):
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         ctx.target.check_weights(self.weights)
+        ctx.target.check_without_ranges()
         program.floats |= skipped_nodes(program, self.skip)
         rewriter = _Rewriter(program, self.weights, ctx.target)
         converted = 0

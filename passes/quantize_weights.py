@@ -52,7 +52,9 @@ class QuantizeWeights(Pass):
                 continue
             axis = decision.axis if decision.scheme.granularity == "channel" else None
             params = weight_params(method_for(self.method, decision.scheme), values, axis, decision.scheme)
-            params = _fit_bias(program, tensors, units, _revive(params))
+            params = _revive(params)
+            if ctx.target.bias == "int32":
+                params = _fit_bias(program, tensors, units, params)
             kind = min(kernel_kind(nodes[u.name]) for u in units)  # Conv, the stricter, before Depthwise
             limit = code_limit(program, units, ctx.target) if self.saturation == "safe" else 0
             params, codes, count = safe_codes(values, params, kind, units[0].channel_axis, limit)

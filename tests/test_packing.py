@@ -86,4 +86,4 @@ def test_widths_ask_for_the_operator_set_of_their_type() -> None:
     assert needed_opset([8], (2, 4)) == 1
     assert needed_opset([8, 4], (2, 4)) == 21
     assert needed_opset([4, 2], (2, 4)) == 25
-    assert needed_opset([2, 3], (4,)) == 18
+    assert needed_opset([2, 3], (4,)) == 10

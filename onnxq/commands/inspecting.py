@@ -9,6 +9,7 @@ from typing import Any
 
 from onnx import ModelProto, ValueInfoProto
 
+from onnxq.choices import Choices
 from onnxq.commands.hazards import is_quantized, model_hazards
 from onnxq.errors import ModelError, OnnxqError
 from onnxq.model.load import load_model
@@ -17,7 +18,6 @@ from onnxq.model.prepare import prepare
 from onnxq.model.session import optimized_model
 from onnxq.model.tensors import ELEMENTS, all_graphs, storage_bytes
 from onnxq.pipeline import Context, Pipeline
-from onnxq.presets import PRESETS
 from onnxq.program import Program
 from onnxq.report.model import NodeRow
 from onnxq.target import Target, find_target
@@ -81,7 +81,7 @@ def planned_nodes(model: ModelProto, target: Target) -> tuple[list[NodeRow], tup
     """
     prepared, notes = prepare(model, target.min_opset)
     program = Program.from_model(prepared)
-    deciding_passes().run(program, Context(target=target))
+    deciding_passes(target).run(program, Context(target=target))
     planned = {name: unit for unit in program.units.values() for name in unit.nodes}
     rows = []
     for node in prepared.graph.node:
@@ -97,9 +97,9 @@ def planned_nodes(model: ModelProto, target: Target) -> tuple[list[NodeRow], tup
     return rows, notes
 
 
-def deciding_passes() -> Pipeline:
+def deciding_passes(target: Target) -> Pipeline:
     """The part of the preset that needs no data: everything up to the choice of nodes."""
-    passes = Pipeline.parse(PRESETS[PRESET]).passes
+    passes = Choices(preset=PRESET, target=target.name).resolve(has_data=True).passes
     names = [step.name for step in passes]
     return Pipeline(passes[: names.index(LAST) + 1])
 

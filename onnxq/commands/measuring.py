@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto
 
 from onnxq.commands.checks import check_provider
-from onnxq.data import Dataset, ImageOptions, InputSpec, input_specs, open_data
+from onnxq.commands.sources import Warn, check_inputs, counter, image_options, load, pass_on
+from onnxq.data import InputSpec, input_specs, open_data
 from onnxq.data.checks import check_shape
-from onnxq.data.image_text import parse_image_options
 from onnxq.errors import DataError, ModelError, UsageError, unknown
 from onnxq.measure.compare import compare_sessions, run
 from onnxq.measure.metrics import evaluate_session, find_metric
 from onnxq.measure.speed import race
-from onnxq.model.load import load_model
 from onnxq.model.session import CPU, make_session
 from onnxq.pipeline import Progress, no_progress
 from onnxq.report.model import finite
-
-Warn = Callable[[str], None]
 
 
 def evaluate_file(
@@ -48,13 +44,13 @@ def evaluate_file(
     if ":" not in metric:
         find_metric(metric)
     check_provider(provider)
-    options = _image_options(images)
-    loaded = _load(model, progress)
+    options = image_options(images)
+    loaded = load(model, progress)
     source = open_data(data, input_specs(loaded), images=options)
     session = make_session(loaded, threads=threads, provider=provider)
-    show = _counter("evaluating", progress, source, samples)
+    show = counter("evaluating", progress, source, samples)
     result = evaluate_session(session, source, metric, limit=samples, batch=batch, progress=show)
-    _pass_on(source, warn)
+    pass_on(source, warn)
     figures: dict[str, Any] = finite(
         {"metric": result.metric, "value": result.value, "samples": result.samples}
     )
@@ -63,7 +59,7 @@ def evaluate_file(
 
 def compare_files(
     a: Path,
-    b: Path,
+    b: Path | None,
     data: str,
     *,
     samples: int | None = None,
@@ -77,18 +73,20 @@ def compare_files(
     """Outputs of two models on the same samples: figures of the first output, of each, and the samples.
 
     Raises:
-        UsageError: an unknown provider or image option.
+        UsageError: no second model, or an unknown provider or image option.
         OnnxqError: a model or the data failed, or the outputs cannot be compared.
     """
+    if b is None:
+        raise UsageError("compare takes two models, A and B; only with --exact may B be left out")
     check_provider(provider)
-    options = _image_options(images)
-    first, second = _load(a, progress), _load(b, progress)
-    _check_inputs(first, second)
+    options = image_options(images)
+    first, second = load(a, progress), load(b, progress)
+    check_inputs(first, second)
     source = open_data(data, input_specs(first), images=options)
     one, other = (make_session(m, threads=threads, provider=provider) for m in (first, second))
-    show = _counter("comparing", progress, source, samples)
+    show = counter("comparing", progress, source, samples)
     result = compare_sessions(one, other, source, limit=samples, batch=batch, progress=show)
-    _pass_on(source, warn)
+    pass_on(source, warn)
     if result.main is None:
         raise ModelError(f"{a} has no outputs of numbers to compare")
     outputs = {name: difference.as_json() for name, difference in result.outputs.items()}
@@ -120,8 +118,8 @@ def bench_files(
         ModelError: a model cannot be read or run, or the two take different inputs.
     """
     check_provider(provider)
-    first, second = _load(a, progress), _load(b, progress)
-    _check_inputs(first, second)
+    first, second = load(a, progress), load(b, progress)
+    check_inputs(first, second)
     feeds = random_feeds(input_specs(first), batch, shapes, np.random.default_rng(seed))
     one, other = (make_session(m, threads=threads, provider=provider) for m in (first, second))
     progress("timing", 0, None)
@@ -195,36 +193,3 @@ def _shapes(specs: Sequence[InputSpec], texts: Sequence[str]) -> dict[str, tuple
         except DataError as error:
             raise UsageError(str(error)) from None
     return given
-
-
-def _image_options(text: str | None) -> ImageOptions:
-    return ImageOptions() if text is None else parse_image_options(text)
-
-
-def _load(path: Path, progress: Progress) -> ModelProto:
-    progress(f"loading {path.name}", 0, None)
-    return load_model(path)
-
-
-def _check_inputs(first: ModelProto, second: ModelProto) -> None:
-    """Both models must take the same inputs."""
-    names: list[Mapping[str, InputSpec]] = [{s.name: s for s in input_specs(m)} for m in (first, second)]
-    for name in sorted(names[0].keys() ^ names[1].keys()):
-        which = "first" if name in names[0] else "second"
-        raise ModelError(f"only the {which} model has an input {name!r}; both must take the same inputs")
-    for name, spec in names[0].items():
-        other = names[1][name].dtype
-        if other != spec.dtype:
-            raise ModelError(f"input {name!r} is {spec.dtype} in the first model and {other} in the second")
-
-
-def _counter(label: str, progress: Progress, data: Dataset, limit: int | None) -> Callable[[int], None]:
-    count = data.count()
-    total = limit if count is None else min(count, limit or count)
-    progress(label, 0, total)
-    return lambda done: progress(label, done, total)
-
-
-def _pass_on(data: Dataset, warn: Warn) -> None:
-    for sentence in data.warnings():
-        warn(sentence)

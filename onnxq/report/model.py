@@ -43,7 +43,7 @@ class Report:
         target, pipeline: what it was compiled for, and how, as text.
         calibration: source, samples, digest; None without data.
         nodes: what became of each node that computes in float.
-        coverage: what the runtime made of it; None when it was not read back.
+        coverage: what the runtime made of it; None when that is another runtime than the one at hand.
         difference: outputs of the deployed model against float on calibration samples; None without data.
         speed: float against deployed, batch 1; None when it could not be run.
         float_bytes, quantized_bytes: file sizes.
@@ -72,6 +72,14 @@ class Report:
     warnings: Sequence[str] = ()
     steps: Sequence[Step] = ()
 
+    @property
+    def bits(self) -> dict[str, str]:
+        """Widths of each layer that a pass chose them for, such as `w4a8` or `w8a8 (first layer)`, by node name."""
+        found: dict[str, str] = {}
+        for step in self.steps:
+            found |= step.result.facts.get("bits", {})
+        return found
+
     def as_json(self) -> dict[str, Any]:
         """A JSON-ready dict; infinite and missing figures are null."""
         main = self.difference.main if self.difference else None
@@ -89,6 +97,7 @@ class Report:
                     "total": self.coverage.total_macs if self.coverage else None,
                 },
                 "kernels": dict(self.coverage.kernels) if self.coverage else {},
+                "bits": self.bits,
                 "quality": {
                     "sqnr_db": main.sqnr_db if main else None,
                     "agreement": main.agreement if main else None,

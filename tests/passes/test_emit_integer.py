@@ -21,8 +21,9 @@ from onnxq.measure.coverage import read_coverage
 from onnxq.model.session import make_session, session_and_optimized
 from onnxq.pipeline import Context, PassResult, Pipeline
 from onnxq.program import Program
+from onnxq.rules import Rule
 from onnxq.scheme import QuantScheme
-from onnxq.target import ORT_CPU, Rule, Target
+from onnxq.target import ORT_CPU, Target
 
 Array = NDArray[Any]
 Floats = NDArray[np.floating]

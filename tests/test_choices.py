@@ -1,0 +1,81 @@
+"""What follows from a user's choices: schemes refine bits, bits refine the preset, and contradictions are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from onnxq.choices import Choices
+from onnxq.errors import UsageError
+from onnxq.pipeline import Pipeline
+
+
+def options(steps: Pipeline, name: str) -> dict[str, str]:
+    """Printed options of one pass."""
+    found = next(p for p in steps.passes if p.name == name)
+    return {option: str(getattr(found, option)) for option in found.options()}
+
+
+def test_nothing_chosen_is_the_preset() -> None:
+    assert str(Choices().resolve(has_data=True)) == str(Choices(preset="int8").resolve(has_data=True))
+    assert options(Choices().resolve(True), "annotate")["weights"] == "int8:channel"
+
+
+def test_bits_refine_the_preset_and_schemes_refine_bits() -> None:
+    steps = Choices(preset="int8-accurate", bits="w4a3").resolve(True)
+    annotate = options(steps, "annotate")
+    assert (annotate["weights"], annotate["activations"]) == ("int4:channel", "uint3")
+    assert options(steps, "round-weights")["when"] == "always"  # the preset's own
+    annotate = options(Choices(bits="w4a3", weights="int5:tensor").resolve(True), "annotate")
+    assert (annotate["weights"], annotate["activations"]) == ("int5", "uint3")
+    annotate = options(Choices(bits="w4a3", activations="int6").resolve(True), "annotate")
+    assert (annotate["weights"], annotate["activations"]) == ("int4:channel", "int6")
+
+
+def test_options_reach_every_pass_that_has_them() -> None:
+    steps = Choices(
+        bits="w4a4", override=("a=w8a8",), first_last="same", elementwise="same", skip=("b",)
+    ).resolve(True)
+    annotate = options(steps, "annotate")
+    assert annotate["override"] == "('a=w8a8',)"
+    assert (annotate["first_last"], annotate["elementwise"], annotate["skip"]) == ("same", "same", "('b',)")
+    assert options(steps, "equalize")["activations"] == "uint4"
+
+
+@pytest.mark.parametrize("choices", [Choices(bits="w4"), Choices(bits="w4a4", activations="float")])
+def test_without_activations_only_weights_are_stored(choices: Choices) -> None:
+    for has_data in (True, False):
+        steps = choices.resolve(has_data)
+        assert [p.name for p in steps.passes][-1] == "store-weights"
+        assert options(steps, "store-weights")["weights"] == "int4:block=32"
+        assert not choices.falls_back(has_data)
+
+
+def test_without_data_products_are_quantized_at_run_time() -> None:
+    assert Choices().falls_back(has_data=False)
+    steps = Choices(bits="w4a8").resolve(has_data=False)
+    assert options(steps, "quantize-dynamic")["weights"] == "int4:channel"
+
+
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [
+        (Choices(bits="w4a4"), "activations can only be chosen with calibration data"),
+        (Choices(activations="uint8"), "activations can only be chosen with calibration data"),
+        (Choices(ranges="mse"), "ranges can only be chosen with calibration data"),
+        (Choices(preset="int9"), "unknown preset 'int9'"),
+        (Choices(preset="int9", bits="w4"), "unknown preset 'int9'"),
+        (Choices(target="ort"), "unknown target 'ort'; did you mean 'ort-cpu'"),
+        (Choices(preset="int8", pipeline="annotate"), "give a preset or a pipeline, not both"),
+        (
+            Choices(pipeline="annotate", bits="w4"),
+            "activations are to stay float, and the pipeline 'annotate'",
+        ),
+        (
+            Choices(pipeline="fold-pad", bits="w4a8"),
+            "no pass of the pipeline 'fold-pad' has the option 'weights'",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(choices: Choices, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        choices.resolve(has_data=False)
