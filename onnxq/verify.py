@@ -140,7 +140,7 @@ def node_rows(reference: onnx.ModelProto, program: Program, coverage: Coverage |
     for node in reference.graph.node:
         unit = absorbed.get(node.name)
         if unit is not None:
-            if unit.moves_codes or unit.name in coverage.integer:
+            if coverage is None or unit.moves_codes or unit.name in coverage.integer:
                 rows.append(NodeRow(node.name, node.op_type, "integer"))
             else:
                 rows.append(
