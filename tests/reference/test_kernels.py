@@ -239,7 +239,7 @@ def test_sigmoids(build_model: Build, assert_exact: Check) -> None:
 def test_softmaxes(axis: int, opset: int, dtype: str, build_model: Build, assert_exact: Check) -> None:
     for seed, step in enumerate((1 / 256, 1 / 255, 0.0061, 0.02)):
         draw = Draw(seed, dtype)
-        feeds = {"x": draw.codes(9, 6, 33)}
+        feeds = {"x": draw.codes(900, 6, 33)}
         constants = draw.grid("x", 0.005, 0.2)
         constants["y_scale"] = np.float32(step)
         constants["y_zero"] = np.array(np.iinfo(dtype).min, dtype)
@@ -254,6 +254,12 @@ POOLS: list[dict[str, Any]] = [
     {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1},
     {"kernel_shape": [5, 5], "strides": [3, 3], "pads": [2, 2, 2, 2], "ceil_mode": 1},
     {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"},
+    {
+        "kernel_shape": [2, 2],
+        "strides": [4, 3],
+        "pads": [1, 1, 1, 1],
+        "ceil_mode": 1,
+    },  # a last window in the padding
     {"kernel_shape": [9, 8]},
 ]
 
@@ -283,6 +289,15 @@ def test_global_averages(image: tuple[int, ...], dtype: str, build_model: Build,
     for seed in range(10):
         draw = Draw(seed, dtype)
         feeds, constants = {"x": draw.codes(4, 33, *image)}, draw.grid("x") | draw.grid("y")
+        assert_exact(unary("QLinearGlobalAveragePool", feeds, constants, build_model), feeds)
+
+
+def test_global_averages_on_ties(build_model: Build, assert_exact: Check) -> None:
+    """Means of 12 codes at 6 times the scale, whose halves depend on how the factor is rounded."""
+    for scale in np.linspace(0.011, 0.05, 13, dtype=np.float32):
+        feeds = {"x": Draw(1).codes(64, 256, 3, 4)}
+        constants = {"x_scale": scale, "y_scale": scale * np.float32(0.7)}
+        constants |= {"x_zero": np.array(3, np.uint8), "y_zero": np.array(9, np.uint8)}
         assert_exact(unary("QLinearGlobalAveragePool", feeds, constants, build_model), feeds)
 
 
