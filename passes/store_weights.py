@@ -89,11 +89,13 @@ class StoreWeights(Pass):
             if reason is not None:
                 program.floats |= {n.name: reason for n in nodes}
                 continue
+            before = len(program.graph.nodes)
             bits = max(b.weights for n in nodes if (b := layers[n.name].bits) is not None)
             try:
                 how, bits = self._store(writer, nodes, kind, replace(self.weights, bits=bits))
             except DataError as error:
                 raise DataError(f"{error} ({weight!r})") from None
+            program.shelve([*nodes, *program.graph.nodes[before:]])
             for node in nodes:
                 program.stored[node.name] = _because(how, program.floats.pop(node.name, None))
                 facts[node.name] = f"w{bits} ({why})" if (why := layers[node.name].why) else f"w{bits}"

@@ -94,7 +94,7 @@ def test_the_grid_of_a_dynamic_quantization(values: list[float]) -> None:
         assert (found_scale, found_zero) == (scale, zero)
         np.testing.assert_array_equal(quantize_linear(x, found_scale, found_zero), codes)
     else:
-        assert (found_scale, found_zero) == (1.0, 0)
+        assert (found_scale.item(), found_zero.item()) == (1.0, 0)
 
 
 def test_sums_are_rounded_to_float32_before_they_are_scaled() -> None:

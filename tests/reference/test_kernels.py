@@ -26,7 +26,7 @@ class Draw:
         info = np.iinfo(dtype or self.dtype)
         return self.rng.integers(info.min, info.max + 1, shape).astype(info.dtype)
 
-    def grid(self, name: str, low: float = 0.005, high: float = 0.05) -> dict[str, Array]:
+    def grid(self, name: str, low: float = 0.005, high: float = 0.05) -> dict[str, Any]:
         """A scale and a zero point, which is the smallest code in half of the cases."""
         info = np.iinfo(self.dtype)
         zero = self.codes() if self.rng.integers(2) else np.array(info.min, info.dtype)
@@ -71,7 +71,7 @@ def test_convolutions(case: str, types: tuple[str, str], build_model: Build, ass
     draw = Draw(len(case), types[0])
     by_channel = types[1] == "int8"  # the operator takes uint8 weights per tensor
     constants = draw.grid("x") | draw.weights(kernel, types[1], kernel[0] if by_channel else None)
-    size = np.float32(np.sqrt(np.prod(kernel[1:])))
+    size = float(np.sqrt(np.prod(kernel[1:])))
     constants |= draw.grid("y", 0.03 * size, 0.15 * size) | {"b": draw.bias(kernel[0])}
     names = ["x", "x_scale", "x_zero", "w", "w_scale", "w_zero", "y_scale", "y_zero"]
     feeds = {"x": draw.codes(*shape)}
@@ -241,7 +241,8 @@ def test_softmaxes(axis: int, opset: int, dtype: str, build_model: Build, assert
         draw = Draw(seed, dtype)
         feeds = {"x": draw.codes(9, 6, 33)}
         constants = draw.grid("x", 0.005, 0.2)
-        constants |= {"y_scale": np.float32(step), "y_zero": np.array(np.iinfo(dtype).min, dtype)}
+        constants["y_scale"] = np.float32(step)
+        constants["y_zero"] = np.array(np.iinfo(dtype).min, dtype)
         model = unary("QLinearSoftmax", feeds, constants, build_model, axis=axis, opset=opset)
         assert_exact(model, feeds)
 

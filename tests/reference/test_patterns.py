@@ -26,7 +26,7 @@ class QDQ:
     def __init__(self, dtype: str = "uint8") -> None:
         self.rng, self.dtype = np.random.default_rng(5), dtype
         self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, Array] = {}
+        self.constants: dict[str, Any] = {}
 
     def node(self, op: str, inputs: str, output: str, **given: Any) -> str:
         names = [] if not inputs else inputs.split(" ")
@@ -187,13 +187,32 @@ def test_an_activation_vanishes_where_the_grid_implies_it(
         assert_exact(model, images())
 
 
-def test_what_the_graph_prevents(build_model: Build, assert_exact: Check) -> None:
-    """A float bias, a second reader, an output, a missing quantization: the convolution stays float."""
-    for case in ("float bias", "reader", "output", "no end"):
+@pytest.mark.parametrize("sign", [1, -1])
+def test_how_far_the_scale_of_a_bias_may_be_off(sign: int, build_model: Build, assert_exact: Check) -> None:
+    for is_fused, times in ((True, 0.999), (False, 1.001)):
         graph = QDQ()
         data = graph.quantize("x", 0.03, 120)
         weight = graph.weight("w", 8, 8, 3, 3)
         bias = graph.bias("b", data, weight)
+        scale = graph.constants["b_s"].copy()
+        scale[3] += times * (0.01 * scale[3] + 1e-6) * sign
+        graph.constants["b_s"] = scale
+        graph.node("Conv", f"{data} {weight} {bias}", "y")
+        out = graph.quantize("y", 0.37, 99)
+        model = build_model(graph.nodes, images(), graph.constants, (out,))
+        assert (ops(model) == ["QLinearConv"]) == is_fused
+        assert_exact(model, images())
+
+
+def test_what_the_graph_prevents(build_model: Build, assert_exact: Check) -> None:
+    """A float bias, one of another scale, a second reader, an output, a missing quantization: the convolution stays float."""
+    for case in ("float bias", "other bias", "reader", "output", "no end"):
+        graph = QDQ()
+        data = graph.quantize("x", 0.03, 120)
+        weight = graph.weight("w", 8, 8, 3, 3)
+        bias = graph.bias("b", data, weight)
+        if case == "other bias":
+            graph.constants["b_s"] = graph.constants["b_s"] * np.float32(1.1)
         if case == "float bias":
             graph.constants["float"] = np.ones(8, np.float32)
             bias = "float"

@@ -10,8 +10,11 @@ import pytest
 from onnx import ModelProto, NodeProto, numpy_helper
 
 import onnxq
+from onnxq.choices import Choices
+from onnxq.model.session import make_session
+from onnxq.pipeline import Context
 from onnxq.program import Program
-from onnxq.target import TARGETS
+from onnxq.target import TARGETS, find_target
 
 Residual = Callable[..., tuple[Program, ModelProto]]
 CODES = (np.dtype(np.int8), np.dtype(np.uint8))
@@ -197,3 +200,89 @@ def test_golden(
     name: str, bits: str | None, form: str, residual: Residual, golden: Callable[[str, ModelProto], None]
 ) -> None:
     golden("_".join(["target", name, *([bits] if bits else []), form]), residual(name, bits, form)[1])
+
+
+# ---- what one network does not show
+
+
+def planned(
+    parse_program: Callable[..., Program], name: str, body: str, outputs: str, annotate: str = "small=0"
+) -> Program:
+    weights = {"w": np.ones((4, 4, 1, 1), np.float32), "v": np.full((4, 4, 1, 1), 2, np.float32)}
+    used = {key: value for key, value in weights.items() if f", {key})" in body}
+    program = parse_program(f"g (float[n,4,5,5] x) => ({outputs}) {{ {body} }}", used)
+    steps = Choices(pipeline=f"annotate:{annotate}", target=name).resolve(has_data=True)
+    steps.run(program, Context(target=find_target(name)))
+    return program
+
+
+def adders(program: Program) -> dict[str, tuple[str, ...]]:
+    """Units that have an Add of another activation, with what they read."""
+    return {name: unit.inputs for name, unit in program.units.items() if unit.inputs != unit.multiplied}
+
+
+MAP = "float[n,4,5,5]"
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs", "expected"),
+    [
+        # the convolution's own output leaves the graph, or is read again: it needs a value of its own
+        ("[a] c = Conv(x, w) y = Add(c, x)", f"{MAP} y, {MAP} c", {}),
+        ("[a] c = Conv(x, w) d = Conv(c, v) e = Tanh(d) y = Add(c, e)", f"{MAP} y", {}),
+        # two convolutions of one depth, one of them with the weights of the other: the first has the Add
+        ("[a] c = Conv(x, w) [b] d = Conv(x, w) y = Add(c, d)", f"{MAP} y", {"a": ("x", "d")}),
+        # the deeper one has it, past its activation too, whichever comes first
+        (
+            "[a] c = Conv(x, w) [b] d = Conv(x, v) [e] f = Conv(d, w) g = Relu(f) y = Add(c, g)",
+            f"{MAP} y",
+            {"e": ("d", "c")},
+        ),
+        # a convolution adds to itself what it read
+        ("[a] c = Conv(x, w) y = Add(x, c)", f"{MAP} y", {"a": ("x", "x")}),
+        # one Add each, in a chain
+        (
+            "[a] c = Conv(x, w) s = Add(c, x) [b] d = Conv(s, v) y = Add(d, s)",
+            f"{MAP} y",
+            {"a": ("x", "x"), "b": ("s", "s")},
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", FOREIGN)
+def test_which_convolution_has_an_add(
+    name: str,
+    body: str,
+    outputs: str,
+    expected: dict[str, tuple[str, ...]],
+    parse_program: Callable[..., Program],
+) -> None:
+    assert adders(planned(parse_program, name, body, outputs)) == expected
+
+
+@pytest.mark.parametrize("skip", ["Add", "Relu"])
+def test_what_the_user_skips_is_not_absorbed(skip: str, parse_program: Callable[..., Program]) -> None:
+    body = "[a] c = Conv(x, w) r = Relu(c) y = Add(r, x)"
+    program = planned(parse_program, "onnx", body, f"{MAP} y", f"skip={skip}")
+    assert not adders(program)
+
+
+def test_units_stand_behind_what_they_add(parse_program: Callable[..., Program]) -> None:
+    body = "[e] d = Conv(x, w) [f] f = Conv(d, v) [s] c = Conv(x, w) y = Add(f, c)"
+    assert list(planned(parse_program, "onnx", body, f"{MAP} y").units) == ["e", "s", "f"]
+
+
+@pytest.mark.parametrize("name", ["ort-cpu", "onnx"])
+def test_a_layer_that_stays_float_is_not_quantized_by_onnxruntime(
+    name: str, parse_model: Callable[..., ModelProto]
+) -> None:
+    rng = np.random.default_rng(3)
+    shapes = {"w": (4, 4, 3, 3), "v": (4, 4, 3, 3)}
+    weights = {key: rng.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}
+    text = """g (float[n,4,8,8] x) => (float[n,4,2,2] y) {
+        c = Conv(x, w) [kept] d = Conv(c, v) r = Relu(d) y = Conv(r, w)
+    }"""
+    data = {"x": rng.normal(size=(8, 4, 8, 8)).astype(np.float32)}
+    done = onnxq.compile_model(parse_model(text, weights, 17), data, target=name, skip=("kept",), speed=False)
+    fused, plain = (make_session(done.model, optimize=o).run(None, data)[0] for o in (True, False))
+    # an int8 layer in the middle would be a hundredth off; what is left are rare roundings of the last code
+    assert np.mean(np.abs(fused - plain)) < 1e-4 * np.abs(plain).max()
