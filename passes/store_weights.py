@@ -32,7 +32,8 @@ from onnxq.scheme import QuantScheme
 from onnxq.selection import note_floats, skipped_nodes, writes_float32
 from onnxq.table_storage import TableWriter
 from onnxq.target import Target
-from onnxq.weight_axes import is_plain_product, output_axis, summed_axes
+from onnxq.transposes import absorb_transposes, restore_transposes
+from onnxq.weight_axes import is_plain_product, is_transposed, output_axis, summed_axes
 from onnxq.weights import balanced_codes, peak_params
 
 NO_DATA = "there is no calibration data"
@@ -79,6 +80,7 @@ class StoreWeights(Pass):
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         self._check(ctx.target)
+        absorb_transposes(program.graph)
         layers = self._layers(program)
         sites = self._sites(program, layers)
         uses, writer = Uses(program.graph), TableWriter(program.graph, ctx.target, self.search)
@@ -99,6 +101,7 @@ class StoreWeights(Pass):
             for node in nodes:
                 program.stored[node.name] = _because(how, program.floats.pop(node.name, None))
                 facts[node.name] = f"w{bits} ({why})" if (why := layers[node.name].why) else f"w{bits}"
+        restore_transposes(program.graph, writer)
         program.graph.toposort()
         note_floats(program, lambda node: NO_WEIGHTS)
         return PassResult(len(program.stored), dict(program.floats), {"bits": facts})
@@ -222,7 +225,7 @@ def _kind(node: gs.Node) -> Kind:
     if node.op == "Gather":
         return "table", None
     if is_plain_product(node):
-        return "product", 1 if node.attrs.get("transB", 0) else 0
+        return "product", int(is_transposed(node))
     return "layer", output_axis(node)
 
 
