@@ -2,7 +2,7 @@
 
     python bench/portable.py        writes bench/results/portable.json; needs openvino
 
-`layers`: every layer from the same codes. `whole`: all codes of the model, each with the fused model in front of it, from the same
+`layers`: every layer from the same codes. `whole`: all codes of the model, each with the fused model in front of it, from equal
 codes of the input. `deployed`: the file as it is, by its outputs, from
 samples as they are and from samples on the grid of the input. A value half-way between two codes, of which the digits have many
 (0.5 of 255), is rounded by OpenVINO the other way.
