@@ -1,7 +1,7 @@
 """Embedding tables as codes: rows are looked up as codes, and only those that were found become float.
 
 At 8 bits a table has one scale where that is good enough, else one for each row. At 4 bits two codes share a byte, and a scale
-belongs to a block of a row; where rows are so short that scales would take as much as codes, to a column. The runtime's
+belongs to a block of a row; where rows are so short that scales would take as much as codes, to a column. onnxruntime's
 GatherBlockQuantized does it in one node; nodes of ONNX's own set take about as long.
 """
 
@@ -29,6 +29,7 @@ Codes = NDArray[np.integer[Any]]
 UINT8 = QuantScheme.parse("uint8")
 GOOD_DB = 40.0  # about what a scale per channel gives convolutions at 8 bits
 SAMPLE = 1 << 18  # values, of evenly spaced rows, that tell how good one scale is
+LARGE = 1 << 24  # values of a table whose rows get scales without asking whether one would do
 BYTE, NIBBLE, MIDDLE = 8, 4, 8
 NARROW = 16  # a scale for each row of fewer values would take more than half of what the codes take
 OWN_OPSET = 18  # BitwiseAnd
@@ -66,9 +67,8 @@ class TableWriter(WeightWriter):
 
     def _bytes(self, nodes: Sequence[gs.Node], table: gs.Tensor, values: Floats, by_row: bool) -> None:
         """Codes of one scale where that is good enough, uint8; else of one for each row, int8."""
-        sample = values[:: max(values.size // SAMPLE, 1)] if by_row else values
-        params = weight_params("mse", sample, None, UINT8)
-        if not by_row or (_is_good(sample, params) and _is_good(values, params)):
+        params = _one_scale(values, by_row)
+        if params is not None:
             self._one_grid(nodes, table, params, quantize(values, params))
             return
         matrix = quantize_blocks(values, 1, BYTE, values.shape[1], search=False)
@@ -128,11 +128,12 @@ class TableWriter(WeightWriter):
             self.append("Reshape", name, [blocks, whole], rows)
 
     def _by_column(self, nodes: Sequence[gs.Node], table: gs.Tensor, values: Floats) -> None:
-        """4-bit codes with a scale for each column."""
-        matrix = quantize_blocks(values, 0, NIBBLE, len(values), search=self.search)
+        """4-bit codes with a scale and a zero point for each column, which cost nothing."""
+        matrix = quantize_blocks(values, 0, NIBBLE, len(values), symmetric=False, search=self.search)
+        assert matrix.zero_point is not None
         stored = self.constant(f"{table.name}_quantized", in_halves(matrix.codes))
         scale = self.constant(f"{table.name}_scale", matrix.scale[0])
-        zero = self.constant(f"{table.name}_zero_point", np.full(scale.shape, MIDDLE, np.uint8))
+        zero = self.constant(f"{table.name}_zero_point", matrix.zero_point[0])
         for node in nodes:
             rows = node.outputs[0]
             codes = self._unpacked(node, stored)
@@ -171,6 +172,17 @@ class TableWriter(WeightWriter):
         return self._bytes_known[name]
 
 
+def _one_scale(values: Floats, by_row: bool) -> QuantParams | None:
+    """The grid of least squared error, None where rows may have scales of their own and one for all is not good enough."""
+    if not by_row:
+        return weight_params("mse", values, None, UINT8)
+    if values.size > LARGE:
+        return None
+    sample = values[:: max(values.size // SAMPLE, 1)]
+    params = weight_params("mse", sample, None, UINT8)
+    return params if all(_is_good(v, params) for v in (sample, values)) else None
+
+
 def _is_good(values: Floats, params: QuantParams) -> bool:
     return sqnr_db(values, dequantize(quantize(values, params), params)) >= GOOD_DB
 
@@ -179,11 +191,11 @@ def in_halves(codes: Codes) -> NDArray[np.uint8]:
     """4-bit codes, two in a byte: the first half of the last axis in the low bits, the second half in the high ones.
 
     Args:
-        codes: int8, -8 to 7, to which 8 is added.
+        codes: uint8, or int8, to which 8 is added.
 
     >>> in_halves(np.array([[-8, -7, -6, -5]], np.int8)).tolist()
     [[32, 49]]
     """
-    plain = codes.view(np.uint8) + np.uint8(MIDDLE)
+    plain = codes.view(np.uint8) + np.uint8(MIDDLE if codes.dtype == np.int8 else 0)
     half = codes.shape[-1] // 2
     return plain[..., :half] | plain[..., half:] << np.uint8(NIBBLE)

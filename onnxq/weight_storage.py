@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxq.blocks import BlockCodes
-from onnxq.graph import NodeWriter, float_values, present, rank, replace_reads
+from onnxq.graph import NodeWriter, float_values, present, replace_reads
 from onnxq.model.surgeon import packed_constant
 from onnxq.nbits import nbits_layout
 from onnxq.packing import Packer
@@ -82,7 +82,7 @@ class WeightWriter(NodeWriter):
     def kernel(
         self, nodes: Sequence[gs.Node], weight: gs.Tensor, matrix: BlockCodes, block: int, accuracy: int
     ) -> None:
-        """Turn the nodes, products that `is_plain_product` allows, into MatMulNBits."""
+        """Turn the nodes, products that `onnxq.weight_axes.is_plain_product` allows, into MatMulNBits."""
         layout = nbits_layout(matrix, block)
         stored = [
             self.constant(f"{weight.name}_quantized", layout.codes),
@@ -157,21 +157,3 @@ class WeightWriter(NodeWriter):
 def _inputs_first(matrix: NDArray[Number], axis: int) -> NDArray[Number]:
     """A matrix whose inputs lie along `axis` as (inputs, outputs)."""
     return np.ascontiguousarray(matrix.T) if axis == 1 else matrix
-
-
-def is_plain_product(node: gs.Node) -> bool:
-    """Whether the node is x W, or x W + b with a constant vector b, of a matrix W."""
-    if rank(node.inputs[1]) != 2:
-        return False
-    if node.op == "MatMul":
-        return True
-    if node.op != "Gemm" or node.attrs.get("transA", 0):
-        return False
-    if node.attrs.get("alpha", 1.0) != 1.0 or node.attrs.get("beta", 1.0) != 1.0:
-        return False
-    bias = present(node, 2)
-    if bias is None:
-        return True
-    values = float_values(bias)
-    columns = node.inputs[1].shape[0 if node.attrs.get("transB", 0) else 1]
-    return values is not None and (values.size == 1 or values.shape in ((columns,), (1, columns)))

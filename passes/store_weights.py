@@ -21,28 +21,29 @@ import onnx_graphsurgeon as gs
 
 from onnxq.affine import quantize
 from onnxq.blocks import quantize_blocks
-from onnxq.errors import UsageError
+from onnxq.errors import DataError, UsageError
 from onnxq.graph import Uses, float_values, is_constant, is_float_constant, is_standard
 from onnxq.nbits import ACCURACIES, INT8, has_kernel, kernel_block
 from onnxq.pipeline import Context, Pass, PassResult
-from onnxq.precision import Bits, Ends, Layer, layer_bits, override_bits
+from onnxq.precision import WEIGHTED, Bits, Ends, Layer, layer_bits, override_bits
 from onnxq.program import Program
 from onnxq.quantizers import weight_params
 from onnxq.scheme import QuantScheme
 from onnxq.selection import note_floats, skipped_nodes, writes_float32
 from onnxq.table_storage import TableWriter
 from onnxq.target import Target
-from onnxq.weight_storage import is_plain_product
+from onnxq.transposes import absorb_transposes, restore_transposes
+from onnxq.weight_axes import is_plain_product, is_transposed, output_axis, summed_axes
 from onnxq.weights import balanced_codes, peak_params
 
 NO_DATA = "there is no calibration data"
 NO_WEIGHTS = "only weights are stored as integers"
-OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Gather")
 BYTE = 8
 TABLE_BITS = 4  # the fewest that a table takes
-BALANCED = 1 << 24  # weights; sorting the rounding errors of more would take seconds
+BALANCED = 1 << 23  # weights; sorting the rounding errors of more would take seconds
 
 Kind = tuple[str, int | None]
+Sites = dict[tuple[str, Kind], list[gs.Node]]  # by name of the weight and by form
 
 
 @dataclass(frozen=True)
@@ -79,20 +80,28 @@ class StoreWeights(Pass):
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         self._check(ctx.target)
+        absorb_transposes(program.graph)
         layers = self._layers(program)
         sites = self._sites(program, layers)
         uses, writer = Uses(program.graph), TableWriter(program.graph, ctx.target, self.search)
         facts = {}
-        for (_, kind), nodes in sites.items():
+        for done, ((weight, kind), nodes) in enumerate(sites.items()):
+            ctx.progress("storing weights", done, len(sites))
             reason = _conflict(uses, nodes, sites)
             if reason is not None:
                 program.floats |= {n.name: reason for n in nodes}
                 continue
+            before = len(program.graph.nodes)
             bits = max(b.weights for n in nodes if (b := layers[n.name].bits) is not None)
-            how, bits = self._store(writer, nodes, kind, replace(self.weights, bits=bits))
+            try:
+                how, bits = self._store(writer, nodes, kind, replace(self.weights, bits=bits))
+            except DataError as error:
+                raise DataError(f"{error} ({weight!r})") from None
+            program.shelve([*nodes, *program.graph.nodes[before:]])
             for node in nodes:
                 program.stored[node.name] = _because(how, program.floats.pop(node.name, None))
                 facts[node.name] = f"w{bits} ({why})" if (why := layers[node.name].why) else f"w{bits}"
+        restore_transposes(program.graph, writer)
         program.graph.toposort()
         note_floats(program, lambda node: NO_WEIGHTS)
         return PassResult(len(program.stored), dict(program.floats), {"bits": facts})
@@ -101,12 +110,13 @@ class StoreWeights(Pass):
         """Widths by node name; layers of few weights are little of the file, and rounding those costs as much as others' does."""
         layers = layer_bits(program, Bits(self.weights.bits), self.override, self.first_last)
         for node in program.graph.nodes:
-            layer = layers.get(node.name)
-            if layer is None or layer.why or layer.bits is None or not is_float_constant(_weight(node)):
+            if node.op not in WEIGHTED or not is_standard(node) or not is_float_constant(_weight(node)):
                 continue
-            size = _size(node)
-            if node.op != "Gather" and size <= self.few and layer.bits.weights < BYTE:
-                layers[node.name] = Layer(layer.bits.at_least(BYTE), f"it has only {size} weights")
+            bits, size = layers[node.name].bits, _size(node)
+            if layers[node.name].why or bits is None or node.op == "Gather" or size > self.few:
+                continue
+            if bits.weights < BYTE:
+                layers[node.name] = Layer(bits.at_least(BYTE), f"it has only {size} weights")
         return layers
 
     def _check(self, target: Target) -> None:
@@ -119,12 +129,12 @@ class StoreWeights(Pass):
                 f"MatMulNBits has the accuracy levels {', '.join(map(str, ACCURACIES))}, not {self.accuracy}"
             )
 
-    def _sites(self, program: Program, layers: dict[str, Layer]) -> dict[tuple[str, Kind], list[gs.Node]]:
-        """Nodes whose weights can be stored, by name of the weight and by form; the reasons of the others are noted."""
+    def _sites(self, program: Program, layers: dict[str, Layer]) -> Sites:
+        """Nodes whose weights can be stored; the reasons of the others are noted."""
         skipped = skipped_nodes(program, self.skip)
-        sites: dict[tuple[str, Kind], list[gs.Node]] = {}
+        sites: Sites = {}
         for node in program.graph.nodes:
-            if node.op not in OPS or not is_standard(node):
+            if node.op not in WEIGHTED or not is_standard(node):
                 continue
             layer = layers[node.name]
             reason = skipped.get(node.name) or (layer.why if layer.bits is None else self._refusal(node))
@@ -179,7 +189,8 @@ class StoreWeights(Pass):
             writer.kernel(nodes, weight, codes, block, self.accuracy)
             inputs = "inputs quantized to int8 as it runs" if self.accuracy == INT8 else "float inputs"
             return f"{stored} and multiplied by MatMulNBits with {inputs}"
-        if not contrib and writer.takes_blocked(bits):
+        is_whole = values.shape[axis] % block == 0  # OpenVINO takes no others
+        if not contrib and is_whole and writer.takes_blocked(bits):
             writer.blocked(nodes, weight, codes)
             return f"{stored} and become float as the model runs"
         writer.folded_blocks(nodes, weight, codes)
@@ -187,24 +198,21 @@ class StoreWeights(Pass):
 
     def _store_channels(self, writer: TableWriter, nodes: list[gs.Node], scheme: QuantScheme) -> None:
         """Codes with a scale for each output channel, or one for all."""
-        weight, axis = _weight(nodes[0]), None if scheme.granularity == "tensor" else _channels(nodes[0])
+        weight, axis = _weight(nodes[0]), None if scheme.granularity == "tensor" else output_axis(nodes[0])
         values = float_values(weight)
         assert values is not None
         plain = replace(
             scheme, signed=True, symmetric=True, granularity="tensor" if axis is None else "channel", block=0
         )
-        params = (
-            peak_params(values, axis, plain)
-            if plain.bits < BYTE
-            else weight_params("minmax", values, axis, plain)
-        )
+        is_byte = plain.bits == BYTE
+        params = weight_params("minmax", values, axis, plain) if is_byte else peak_params(values, axis, plain)
         few = values.size <= BALANCED
-        codes = balanced_codes(values, params, _summed(nodes[0])) if few else quantize(values, params)
+        codes = balanced_codes(values, params, summed_axes(nodes[0])) if few else quantize(values, params)
         writer.folded(nodes, weight, codes, params.broadcast(params.scale, values.ndim), plain.bits)
 
 
 def _weight(node: gs.Node) -> gs.Tensor:
-    return node.inputs[0 if node.op == "Gather" else 1]
+    return node.inputs[WEIGHTED[node.op]]
 
 
 def _size(node: gs.Node) -> int:
@@ -217,35 +225,11 @@ def _kind(node: gs.Node) -> Kind:
     if node.op == "Gather":
         return "table", None
     if is_plain_product(node):
-        return "product", 1 if node.attrs.get("transB", 0) else 0
-    return "layer", _channels(node)
+        return "product", int(is_transposed(node))
+    return "layer", output_axis(node)
 
 
-def _channels(node: gs.Node) -> int | None:
-    """Output-channel axis of the weight; None where it has no axis of its own."""
-    if node.op == "ConvTranspose":
-        return 1 if node.attrs.get("group", 1) == 1 else None
-    if node.op == "MatMul":
-        return len(node.inputs[1].shape) - 1
-    if node.op == "Gemm":
-        return 0 if node.attrs.get("transB", 0) else 1
-    return 0
-
-
-def _summed(node: gs.Node) -> tuple[int, ...]:
-    """Axes of the weight over which rounding errors should cancel: a convolution's kernel, else the inputs."""
-    dims = len(node.inputs[1].shape)
-    if node.op == "MatMul":
-        return (dims - 2,)
-    if node.op == "Gemm":
-        return (1 if node.attrs.get("transB", 0) else 0,)
-    is_pointwise = node.op == "Conv" and all(size == 1 for size in node.inputs[1].shape[2:])
-    return (1,) if is_pointwise else tuple(range(2, dims))
-
-
-def _conflict(
-    uses: Uses, nodes: Sequence[gs.Node], sites: dict[tuple[str, Kind], list[gs.Node]]
-) -> str | None:
+def _conflict(uses: Uses, nodes: Sequence[gs.Node], sites: Sites) -> str | None:
     """Why weights that these nodes read must stay float32, None when they need not: a form for each of its readers will do."""
     weight = _weight(nodes[0])
     storable = [node for (name, _), found in sites.items() if name == weight.name for node in found]

@@ -20,7 +20,8 @@ from onnxq.model.tensors import tensor_nbytes
 from onnxq.model.write import write_model
 from onnxq.program import Program
 from onnxq.target import ORT_CPU
-from onnxq.weight_storage import WeightWriter, is_plain_product
+from onnxq.weight_axes import is_plain_product
+from onnxq.weight_storage import WeightWriter
 
 Floats = NDArray[np.float32]
 Parse = Callable[..., Program]
@@ -176,24 +177,6 @@ def test_the_kernel_multiplies_by_the_weights(
     (only,) = onnx.load(path).graph.node
     assert (only.op_type, only.domain) == ("MatMulNBits", "com.microsoft")
     assert largest_initializer(path) == 40 * 128 * bits // 8
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "Gemm <transA: int = 1> (x, w)",
-        "Gemm <alpha: float = 2.0> (x, w)",
-        "Gemm <beta: float = 2.0> (x, w, b)",
-        "Gemm(x, w, c)",
-        "Gemm(x, w, x)",
-        "MatMul(x, v)",
-    ],
-)
-def test_products_that_the_kernel_does_not_do(parse_program: Parse, body: str) -> None:
-    weights = {"w": normal(40, 40), "b": normal(40), "c": normal(40, 40), "v": normal(2, 40, 40)}
-    program = parse_program(f"g (float[40, 40] x) => (float y) {{ y = {body} }}", weights)
-    (node,) = [n for n in program.graph.nodes if n.op in ("Gemm", "MatMul")]
-    assert not is_plain_product(node)
 
 
 def test_nodes_that_share_a_matrix_share_its_codes(parse_program: Parse, tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ Data is mapped rather than read: pages come when they are touched and go with th
 from __future__ import annotations
 
 import mmap
-import os
 import secrets
 import tempfile
-from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 from weakref import WeakValueDictionary, finalize
 
 import numpy as np
@@ -30,33 +30,37 @@ ELEMENT = "element"  # type of the elements in the file where they become anothe
 Bytes = NDArray[np.uint8]
 
 
-class DataFile(ABC):
+class DataFile:
     """A file that tensors on disk refer to by its key, as long as somebody keeps this object."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.key = f"onnxq-{secrets.token_hex(16)}"
         _FILES[self.key] = self
 
-    @abstractmethod
-    def _descriptor(self) -> int:
-        """A new descriptor of the file, open for reading."""
-
-    def map(self, offset: int = 0, length: int | None = None) -> Bytes:
-        """Bytes of the file up to its end or as many as given, read when they are touched.
+    def check(self) -> None:
+        """Nothing here.
 
         Raises:
             ModelError: the file is not there any more, or was changed.
         """
-        descriptor = self._descriptor()
+
+    def map(self, offset: int, length: int) -> Bytes:
+        """Bytes of the file, read when they are touched.
+
+        Raises:
+            ModelError: the file is not there any more, or was changed.
+        """
+        self.check()
+        start = offset - offset % mmap.ALLOCATIONGRANULARITY
         try:
-            count = os.fstat(descriptor).st_size - offset if length is None else length
-            start = offset - offset % mmap.ALLOCATIONGRANULARITY
-            pages = mmap.mmap(descriptor, offset - start + count, access=mmap.ACCESS_READ, offset=start)
+            with self.path.open("rb") as file:
+                pages = mmap.mmap(
+                    file.fileno(), offset - start + length, access=mmap.ACCESS_READ, offset=start
+                )
         except (OSError, ValueError) as error:
-            raise ModelError(f"cannot map a data file into memory: {reason(error)}") from None
-        finally:
-            os.close(descriptor)
-        return np.frombuffer(pages, np.uint8, count, offset - start)
+            raise ModelError(f"cannot read the data file {self.path}: {reason(error)}") from None
+        return np.frombuffer(pages, np.uint8, length, offset - start)
 
 
 _FILES: WeakValueDictionary[str, DataFile] = WeakValueDictionary()
@@ -64,23 +68,32 @@ _SOURCES: dict[tuple[Path, tuple[int, ...]], SourceFile] = {}
 
 
 class SourceFile(DataFile):
-    """A data file of a model, opened anew for each tensor; a file that has changed since is refused."""
+    """A data file of a model, refused once it has changed."""
 
     def __init__(self, path: Path, identity: tuple[int, ...]) -> None:
-        super().__init__()
-        self.path, self._identity = path, identity
+        super().__init__(path)
+        self._identity = identity
 
     @classmethod
     def at(cls, path: Path) -> SourceFile:
-        """The file at a path, kept until the end of the process: models do not tell when they are done with it.
+        """The file at a path, known until the end of the process: models do not tell when they are done with it.
 
         Raises:
             OSError: the file cannot be looked at.
         """
-        key = path, _identity(path.stat())
+        key = path, _identity(path)
         if key not in _SOURCES:
             _SOURCES[key] = cls(*key)
         return _SOURCES[key]
+
+    def check(self) -> None:
+        """See `DataFile.check`."""
+        try:
+            now = _identity(self.path)
+        except OSError as error:
+            raise ModelError(f"cannot read the data file {self.path}: {reason(error)}") from None
+        if now != self._identity:
+            raise ModelError(f"the data file {self.path} was changed while its model was used")
 
     def is_at(self, path: Path) -> bool:
         """Whether a path leads to this file."""
@@ -89,27 +102,18 @@ class SourceFile(DataFile):
         except OSError:
             return False
 
-    def _descriptor(self) -> int:
-        try:
-            descriptor = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise ModelError(f"cannot read the data file {self.path}: {reason(error)}") from None
-        if _identity(os.fstat(descriptor)) == self._identity:
-            return descriptor
-        os.close(descriptor)
-        raise ModelError(f"the data file {self.path} was changed while its model was used")
-
 
 class Spool(DataFile):
-    """A temporary file that takes tensors as they are made. It has no name: nothing stays behind, whatever ends the process."""
+    """A temporary file that takes tensors as they are made. It goes with this object, at the latest with the process."""
 
     def __init__(self, directory: str | Path | None = None) -> None:
-        super().__init__()
         try:
-            self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - closed with this object
+            descriptor, name = tempfile.mkstemp(".tmp", ".onnxq-", directory)
         except OSError as error:
             raise ModelError(f"cannot make a temporary file in {directory}: {reason(error)}") from None
-        finalize(self, self._file.close)
+        super().__init__(Path(name).resolve())
+        self._file = open(descriptor, "wb")  # noqa: SIM115 - closed with this object
+        finalize(self, _discard, self._file, self.path)
 
     def append(self, data: bytes | memoryview) -> int:
         """Take bytes in; where they start.
@@ -118,17 +122,21 @@ class Spool(DataFile):
             ModelError: they cannot be written.
         """
         try:
-            self._file.seek(0, os.SEEK_END)
-            offset = self._file.tell() + -self._file.tell() % PAGE
-            self._file.seek(offset)
+            self._file.write(bytes(-self._file.tell() % PAGE))
+            offset = self._file.tell()
             self._file.write(data)
             self._file.flush()
         except OSError as error:
-            raise ModelError(f"cannot write to a temporary file: {reason(error)}") from None
+            raise ModelError(
+                f"cannot write to a temporary file in {self.path.parent}: {reason(error)}"
+            ) from None
         return offset
 
-    def _descriptor(self) -> int:
-        return os.dup(self._file.fileno())
+
+def _discard(file: BinaryIO, path: Path) -> None:
+    with suppress(OSError):  # what could not be flushed is not needed
+        file.close()
+    path.unlink(missing_ok=True)
 
 
 def put_on_disk(tensor: TensorProto, file: DataFile, offset: int, length: int) -> None:
@@ -149,17 +157,18 @@ def file_of(tensor: TensorProto) -> DataFile | None:
 
 def retype(tensor: TensorProto, element: int) -> None:
     """Turn the elements of a tensor on disk into another type when they are read, in place."""
-    if all(entry.key != ELEMENT for entry in tensor.external_data):
+    if not is_converted(tensor):
         tensor.external_data.add(key=ELEMENT, value=str(tensor.data_type))
     tensor.data_type = element
 
 
-def disk_bytes(tensor: TensorProto, mapped: dict[str, Bytes] | None = None) -> Bytes:
-    """The elements of a tensor on disk, read when they are touched.
+def is_converted(tensor: TensorProto) -> bool:
+    """Whether the elements of a tensor on disk have another type in the file."""
+    return any(entry.key == ELEMENT for entry in tensor.external_data)
 
-    Args:
-        mapped: whole files by key, filled on the way, for who reads many tensors at once: a mapping keeps a file open. Then pages
-            stay as long as any array of the file does.
+
+def disk_bytes(tensor: TensorProto) -> Bytes:
+    """The elements of a tensor on disk, read when they are touched.
 
     Raises:
         ModelError: the file was never opened by this process, or is not there any more.
@@ -168,18 +177,28 @@ def disk_bytes(tensor: TensorProto, mapped: dict[str, Bytes] | None = None) -> B
     if file is None:
         raise ModelError(f"the data of tensor {tensor.name!r} is in a file that was not loaded")
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    offset, length = int(entries["offset"]), int(entries["length"])
-    if mapped is None:
-        data = file.map(offset, length)
-    else:
-        if file.key not in mapped:
-            mapped[file.key] = file.map()
-        data = mapped[file.key][offset : offset + length]
+    data = file.map(int(entries["offset"]), int(entries["length"]))
     if ELEMENT not in entries:
         return data
     given, wanted = (helper.tensor_dtype_to_np_dtype(n) for n in (int(entries[ELEMENT]), tensor.data_type))
     return np.frombuffer(data, given).astype(wanted).view(np.uint8)
 
 
-def _identity(status: os.stat_result) -> tuple[int, ...]:
+def as_written(tensor: TensorProto, folder: Path) -> TensorProto:
+    """A tensor on disk as a model file in a folder refers to it.
+
+    Raises:
+        ModelError: the file is not there any more, or was changed.
+    """
+    file = file_of(tensor)
+    assert file is not None
+    file.check()
+    written = TensorProto()
+    written.CopyFrom(tensor)
+    written.external_data[0].value = file.path.relative_to(folder).as_posix()
+    return written
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    status = path.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

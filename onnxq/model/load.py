@@ -54,7 +54,7 @@ def read_model(path: str | Path) -> ModelProto:
         ModelError: a file is missing, unreadable or malformed.
     """
     path = Path(path)
-    model = _parse(path)
+    model = parse_model(path)
     external = [t for t in all_tensors(model) if t.data_location == TensorProto.EXTERNAL]
     is_large = sum(tensor_nbytes(t) for t in external) > HELD
     initializers = {id(t) for t in model.graph.initializer} if is_large else set()
@@ -124,7 +124,12 @@ def _clear_data(tensor: TensorProto) -> None:
             tensor.ClearField(field.name)
 
 
-def _parse(path: Path) -> ModelProto:
+def parse_model(path: Path) -> ModelProto:
+    """Read a model file and nothing that it refers to.
+
+    Raises:
+        ModelError: it is missing, unreadable or malformed.
+    """
     try:
         if path.is_dir():
             raise ModelError(f"{path} is a directory, not a model file")

@@ -21,7 +21,7 @@ from onnx import (
 )
 
 from onnxq.errors import ModelError
-from onnxq.model.disk import Bytes, disk_bytes, file_of
+from onnxq.model.disk import disk_bytes, file_of
 
 # Name and bits of one element; strings have no fixed size.
 ELEMENTS: dict[int, tuple[str, int]] = {
@@ -134,20 +134,17 @@ def tensor_nbytes(tensor: TensorProto) -> int:
     return -(-int(math.prod(tensor.dims)) * ELEMENTS[tensor.data_type][1] // 8)
 
 
-def tensor_bytes(tensor: TensorProto, mapped: dict[str, Bytes] | None = None) -> bytes | memoryview:
+def tensor_bytes(tensor: TensorProto) -> bytes | memoryview:
     """The elements as little-endian bytes, whatever field or file holds them; strings one by one after their lengths.
 
     Those of a tensor on disk are read when they are touched.
-
-    Args:
-        mapped: files that are mapped already; see `onnxq.model.disk.disk_bytes`.
 
     Raises:
         ModelError: the data is in a file that was not loaded, or does not fit the shape and the type.
     """
     data: bytes | memoryview
     if tensor.data_location == TensorProto.EXTERNAL:
-        data = disk_bytes(tensor, mapped).data
+        data = disk_bytes(tensor).data
     elif tensor.data_type == TensorProto.STRING:
         return b"".join(len(text).to_bytes(8, "little") + text for text in tensor.string_data)
     elif tensor.HasField("raw_data"):
@@ -162,7 +159,7 @@ def tensor_bytes(tensor: TensorProto, mapped: dict[str, Bytes] | None = None) ->
     return data
 
 
-def tensor_array(tensor: TensorProto, mapped: dict[str, Bytes] | None = None) -> NDArray[Any]:
+def tensor_array(tensor: TensorProto) -> NDArray[Any]:
     """The elements as an array, which may be read-only; see `tensor_bytes`.
 
     Raises:
@@ -171,8 +168,7 @@ def tensor_array(tensor: TensorProto, mapped: dict[str, Bytes] | None = None) ->
     if tensor.data_type not in ELEMENTS or ELEMENTS[tensor.data_type][1] < 8:  # strings, packed types
         array: NDArray[Any] = numpy_helper.to_array(in_memory(tensor))
         return array
-    data = tensor_bytes(tensor, mapped)
-    values = np.frombuffer(data, onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    values = np.frombuffer(tensor_bytes(tensor), onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
     return np.require(values, requirements="A").reshape(tensor.dims)
 
 
@@ -208,6 +204,11 @@ def storage_bytes(model: ModelProto) -> dict[str, int]:
         name = ELEMENTS[tensor.data_type][0] if tensor.data_type in ELEMENTS else f"type {tensor.data_type}"
         sizes[name] = sizes.get(name, 0) + (tensor_nbytes(tensor) if tensor.data_type in ELEMENTS else 0)
     return dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0])))
+
+
+def weight_bytes(model: ModelProto) -> int:
+    """Bytes of all stored tensors, in memory or on disk."""
+    return sum(storage_bytes(model).values())
 
 
 def element_type(dtype: Any) -> int:

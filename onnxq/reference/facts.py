@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
+from onnx.shape_inference import InferenceError, infer_shapes
 
+from onnxq.model.skeleton import declared, split
 from onnxq.model.tensors import all_graphs, subgraphs
 
 Array = NDArray[Any]
@@ -40,7 +43,7 @@ class Facts:
         outputs: names of the graph's outputs.
         readers: nodes that read each tensor, once for each reading.
         writers: the node that writes each tensor.
-        shapes: declared shapes; None for an open size.
+        infos: types and shapes of tensors, where these are known.
         constants: known arrays.
         coded: type of each tensor of 8-bit codes that is no constant.
         grids: dequantized tensors.
@@ -55,7 +58,7 @@ class Facts:
             for name in read_names(node):
                 self.readers.setdefault(name, []).append(node)
         self.writers = {name: node for node in graph.node for name in node.output}
-        self.shapes = _shapes(model)
+        self.infos = _infos(model)
         self.constants: dict[str, Array] = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
         self.coded = {
             i.name: kind
@@ -103,8 +106,10 @@ class Facts:
 
     def is_matrix(self, name: str) -> bool:
         """Whether a tensor has two axes, or others whose sizes are all known: the runtime then flattens it."""
-        shape = self.shapes.get(name)
-        return shape is not None and (len(shape) == 2 or all(isinstance(size, int) for size in shape))
+        if name not in self.infos:
+            return False
+        dims = self.infos[name].type.tensor_type.shape.dim
+        return len(dims) == 2 or all(d.HasField("dim_value") for d in dims)
 
     def are_constant(self, names: Collection[str]) -> bool:
         """Whether all names that are given are constants."""
@@ -143,11 +148,10 @@ def _dtype(element: int) -> np.dtype[Any] | None:
         return None
 
 
-def _shapes(model: ModelProto) -> dict[str, tuple[int | None, ...]]:
-    graph = model.graph
-    known = {}
-    for info in (*graph.input, *graph.value_info, *graph.output):
-        if info.type.tensor_type.HasField("shape"):
-            dims = info.type.tensor_type.shape.dim
-            known[info.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
-    return known
+def _infos(model: ModelProto) -> dict[str, ValueInfoProto]:
+    """Types and shapes as far as onnx infers them; like the runtime it goes by the model's own declarations."""
+    found = declared(*split(model))
+    with contextlib.suppress(InferenceError):  # what is declared stays
+        found = infer_shapes(found, data_prop=True)
+    every = (*found.graph.value_info, *found.graph.input, *found.graph.output)
+    return {info.name: info for info in every if info.type.tensor_type.HasField("shape")}

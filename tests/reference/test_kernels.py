@@ -26,7 +26,7 @@ class Draw:
         info = np.iinfo(dtype or self.dtype)
         return self.rng.integers(info.min, info.max + 1, shape).astype(info.dtype)
 
-    def grid(self, name: str, low: float = 0.005, high: float = 0.05) -> dict[str, Array]:
+    def grid(self, name: str, low: float = 0.005, high: float = 0.05) -> dict[str, Any]:
         """A scale and a zero point, which is the smallest code in half of the cases."""
         info = np.iinfo(self.dtype)
         zero = self.codes() if self.rng.integers(2) else np.array(info.min, info.dtype)
@@ -71,7 +71,7 @@ def test_convolutions(case: str, types: tuple[str, str], build_model: Build, ass
     draw = Draw(len(case), types[0])
     by_channel = types[1] == "int8"  # the operator takes uint8 weights per tensor
     constants = draw.grid("x") | draw.weights(kernel, types[1], kernel[0] if by_channel else None)
-    size = np.float32(np.sqrt(np.prod(kernel[1:])))
+    size = float(np.sqrt(np.prod(kernel[1:])))
     constants |= draw.grid("y", 0.03 * size, 0.15 * size) | {"b": draw.bias(kernel[0])}
     names = ["x", "x_scale", "x_zero", "w", "w_scale", "w_zero", "y_scale", "y_zero"]
     feeds = {"x": draw.codes(*shape)}
@@ -239,9 +239,10 @@ def test_sigmoids(build_model: Build, assert_exact: Check) -> None:
 def test_softmaxes(axis: int, opset: int, dtype: str, build_model: Build, assert_exact: Check) -> None:
     for seed, step in enumerate((1 / 256, 1 / 255, 0.0061, 0.02)):
         draw = Draw(seed, dtype)
-        feeds = {"x": draw.codes(9, 6, 33)}
+        feeds = {"x": draw.codes(900, 6, 33)}
         constants = draw.grid("x", 0.005, 0.2)
-        constants |= {"y_scale": np.float32(step), "y_zero": np.array(np.iinfo(dtype).min, dtype)}
+        constants["y_scale"] = np.float32(step)
+        constants["y_zero"] = np.array(np.iinfo(dtype).min, dtype)
         model = unary("QLinearSoftmax", feeds, constants, build_model, axis=axis, opset=opset)
         assert_exact(model, feeds)
 
@@ -253,6 +254,12 @@ POOLS: list[dict[str, Any]] = [
     {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1},
     {"kernel_shape": [5, 5], "strides": [3, 3], "pads": [2, 2, 2, 2], "ceil_mode": 1},
     {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"},
+    {
+        "kernel_shape": [2, 2],
+        "strides": [4, 3],
+        "pads": [1, 1, 1, 1],
+        "ceil_mode": 1,
+    },  # a last window in the padding
     {"kernel_shape": [9, 8]},
 ]
 
@@ -282,6 +289,15 @@ def test_global_averages(image: tuple[int, ...], dtype: str, build_model: Build,
     for seed in range(10):
         draw = Draw(seed, dtype)
         feeds, constants = {"x": draw.codes(4, 33, *image)}, draw.grid("x") | draw.grid("y")
+        assert_exact(unary("QLinearGlobalAveragePool", feeds, constants, build_model), feeds)
+
+
+def test_global_averages_on_ties(build_model: Build, assert_exact: Check) -> None:
+    """Means of 12 codes at 6 times the scale, whose halves depend on how the factor is rounded."""
+    for scale in np.linspace(0.011, 0.05, 13, dtype=np.float32):
+        feeds = {"x": Draw(1).codes(64, 256, 3, 4)}
+        constants = {"x_scale": scale, "y_scale": scale * np.float32(0.7)}
+        constants |= {"x_zero": np.array(3, np.uint8), "y_zero": np.array(9, np.uint8)}
         assert_exact(unary("QLinearGlobalAveragePool", feeds, constants, build_model), feeds)
 
 
