@@ -15,6 +15,7 @@ from onnxq.calibration.table import CalibrationTable
 from onnxq.choices import Choices
 from onnxq.data import Dataset, ImageOptions, input_specs, open_data
 from onnxq.errors import DataError
+from onnxq.model.disk import Spool, file_of
 from onnxq.model.load import load_model, model_digest
 from onnxq.model.prepare import prepare
 from onnxq.model.skeleton import model_bytes
@@ -38,19 +39,21 @@ class CompiledModel:
         model: the ONNX model.
         report: what was done and measured.
         table: the calibration statistics, None without data.
+        spool: holds initializers of a `model` too large for memory; then only what `save` writes can be read by others.
     """
 
     model: onnx.ModelProto
     report: Report
     table: CalibrationTable | None
+    spool: Spool | None = None
 
-    def save(self, path: str | Path) -> None:
-        """Write the model atomically; weights go to PATH.data when it would pass 2 GB.
+    def save(self, path: str | Path, progress: Progress = no_progress) -> None:
+        """Write the model atomically; weights go to PATH.data when it would pass 2 GB, or they were too many for memory.
 
         Raises:
             ModelError: the file cannot be written; an existing one is untouched.
         """
-        write_model(self.model, path)
+        write_model(self.model, path, progress=_megabytes(progress))
 
 
 @dataclass
@@ -94,6 +97,7 @@ def compile_model(
     threads: int = 0,
     provider: str = "CPUExecutionProvider",
     speed: bool = True,
+    scratch: str | Path | None = None,
     progress: Progress = no_progress,
 ) -> CompiledModel:
     """Quantize a model and prove that the result loads and runs.
@@ -121,6 +125,8 @@ def compile_model(
         threads: intra-op threads of sessions, 0 for onnxruntime's default.
         provider: onnxruntime execution provider for calibration and checks.
         speed: whether to time the result against float.
+        scratch: directory for a temporary file that takes the results of a model whose weights are too many for memory; None for
+            that of `output`, or the system's.
         progress: called with a label, work done and total.
 
     Returns:
@@ -152,6 +158,8 @@ def compile_model(
     with clock.stage("load"):
         progress("loading", 0, None)
         job = _load(model, calibration, load_calibration, images, samples, steps.opset(goal))
+        if any(file_of(tensor) is not None for tensor in job.prepared.graph.initializer):
+            job.program.spool = Spool(scratch or (Path(output).parent if output is not None else None))
     context = Context(job.data, samples, goal, seed, threads, provider, progress, warnings.append)
     ran = steps.run(job.program, context)
     for step in ran:
@@ -168,7 +176,7 @@ def compile_model(
         if save_calibration is not None:
             _save_table(table, save_calibration)
         if output is not None:
-            write_model(compiled, output)
+            write_model(compiled, output, progress=_megabytes(progress))
     if choices.falls_back(has_data):
         warnings.insert(
             0, f"there is no calibration data, so the pipeline is '{steps}': no activation has a fixed range"
@@ -192,7 +200,12 @@ def compile_model(
         notes=job.notes,
         warnings=(*warnings, *(job.data.warnings() if job.data is not None else ()), *verification.warnings),
     )
-    return CompiledModel(compiled, report, table)
+    return CompiledModel(compiled, report, table, job.program.spool)
+
+
+def _megabytes(progress: Progress) -> Callable[[int, int], None]:
+    """Takes bytes written and all of them."""
+    return lambda done, total: progress("writing (MB)", done >> 20, total >> 20)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +215,6 @@ class _Job:
     original: onnx.ModelProto
     prepared: onnx.ModelProto
     notes: Sequence[str]
-    digest: str
     data: Dataset | None
     program: Program
     table: CalibrationTable | None
@@ -219,12 +231,11 @@ def _load(
     original = model if isinstance(model, onnx.ModelProto) else load_model(model)
     prepared, notes = prepare(original, opset)
     data = _open(calibration, prepared, images)
-    digest = model_digest(original)
     program = Program.from_model(prepared)
-    table = _load_table(table_path, digest, data, samples)
+    table = _load_table(table_path, original, data, samples)
     if table is not None:
         program.statistics.update(table.tensors)
-    return _Job(original, prepared, notes, digest, data, program, table)
+    return _Job(original, prepared, notes, data, program, table)
 
 
 def _open(source: Source | None, model: onnx.ModelProto, images: ImageOptions | None) -> Dataset | None:
@@ -247,12 +258,12 @@ def _slim(compiled: onnx.ModelProto, original: onnx.ModelProto, prepared: onnx.M
 
 
 def _load_table(
-    path: str | Path | None, digest: str, data: Dataset | None, samples: int
+    path: str | Path | None, model: onnx.ModelProto, data: Dataset | None, samples: int
 ) -> CalibrationTable | None:
     if path is None:
         return None
     table = CalibrationTable.load(path)
-    table.check(digest, data.digest(samples) if data is not None else None)
+    table.check(model_digest(model), data.digest(samples) if data is not None else None)
     return table
 
 
@@ -263,7 +274,9 @@ def _table(job: _Job, samples: int) -> CalibrationTable | None:
         return job.table
     count = job.data.count()
     used = samples if count is None else min(count, samples)
-    return CalibrationTable(job.digest, job.data.digest(samples), used, dict(job.program.statistics))
+    return CalibrationTable(
+        model_digest(job.original), job.data.digest(samples), used, dict(job.program.statistics)
+    )
 
 
 def _save_table(table: CalibrationTable | None, path: str | Path) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
+
+from onnxq.model.surgeon import constant_values
+
+NO_ATTRIBUTES: Mapping[str, Any] = MappingProxyType({})
 
 
 def all_nodes(graph: gs.Graph) -> Iterator[gs.Node]:
@@ -71,11 +77,14 @@ def is_constant(tensor: gs.Tensor) -> bool:
     return isinstance(tensor, gs.Constant)
 
 
+def is_float_constant(tensor: gs.Tensor) -> bool:
+    """Whether the tensor is a float32 initializer; its values are not read."""
+    return isinstance(tensor, gs.Constant) and tensor.dtype == np.float32
+
+
 def float_values(tensor: gs.Tensor) -> NDArray[np.float32] | None:
-    """Values of a float32 initializer, None for anything else."""
-    if not isinstance(tensor, gs.Constant) or tensor.dtype != np.float32:
-        return None
-    return np.asarray(tensor.values)
+    """Values of a float32 initializer, None for anything else. Those on disk are mapped at each call; do not keep them."""
+    return constant_values(tensor) if is_float_constant(tensor) else None
 
 
 def present(node: gs.Node, index: int) -> gs.Tensor | None:
@@ -111,6 +120,33 @@ class Names:
 def constant(names: Names, name: str, values: NDArray[np.generic]) -> gs.Constant:
     """A new initializer under a fresh name, of the same shape: a scalar stays one."""
     return gs.Constant(names.fresh(name), np.array(values, order="C"))
+
+
+class NodeWriter:
+    """Adds nodes and tensors under fresh names to one graph, behind its other nodes."""
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self.graph, self.names = graph, Names(graph)
+
+    def variable(self, name: str, dtype: DTypeLike, shape: Sequence[int | str] | None) -> gs.Variable:
+        """A new tensor."""
+        return gs.Variable(self.names.fresh(name), np.dtype(dtype), shape)
+
+    def constant(self, name: str, values: NDArray[np.generic]) -> gs.Constant:
+        """A new initializer."""
+        return constant(self.names, name, values)
+
+    def append(
+        self,
+        op: str,
+        name: str,
+        inputs: Sequence[gs.Tensor],
+        output: gs.Tensor,
+        attrs: Mapping[str, Any] = NO_ATTRIBUTES,
+    ) -> None:
+        """A new node of ONNX's own set, named after `name` and its operator."""
+        fresh = self.names.fresh(f"{name}_{op}")
+        self.graph.nodes.append(gs.Node(op, fresh, dict(attrs), inputs=list(inputs), outputs=[output]))
 
 
 def rank(tensor: gs.Tensor) -> int | None:

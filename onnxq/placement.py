@@ -170,8 +170,7 @@ class Placement:
         if tensor not in self.needed:
             return False
         found = self._tensors[tensor]
-        inside = self.units.keys() | self._absorbed
-        return not self.uses.escapes(found) and all(n.name in inside for n in self.uses.readers(found))
+        return not self.uses.escapes(found) and all(n.name in self.units for n in self.uses.readers(found))
 
     def _add(
         self, node: gs.Node, rule: Rule, inputs: tuple[str, ...], weight: str | None = None, axis: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 
 from onnxq.affine import QuantParams
 from onnxq.calibration.statistics import TensorStatistics
-from onnxq.model.surgeon import to_graph, to_model
+from onnxq.model.disk import Spool
+from onnxq.model.surgeon import shelve, to_graph, to_model
 from onnxq.scheme import QuantScheme
 
 
@@ -101,6 +103,7 @@ class Program:
         units: the quantized kernels, by the name of their main node.
         floats: reason of each node that stays float, by node name; a pass may write one before annotate runs to keep a node out.
         stored: nodes whose weights are stored as codes but computed in float, by node name, with the reason.
+        spool: takes large initializers as passes make them, where the model's own weights stay on disk too.
         statistics: of activations, filled by calibration; a pass with its own puts its name and a slash before the tensor's.
     """
 
@@ -111,6 +114,7 @@ class Program:
     floats: dict[str, str] = field(default_factory=dict)
     stored: dict[str, str] = field(default_factory=dict)
     statistics: dict[str, TensorStatistics] = field(default_factory=dict)
+    spool: Spool | None = None
 
     @classmethod
     def from_model(cls, model: onnx.ModelProto) -> Program:
@@ -124,6 +128,19 @@ class Program:
     def to_model(self) -> onnx.ModelProto:
         """The graph as a model, with the metadata of the source."""
         return to_model(self.graph, self.source)
+
+    def shelve(self, nodes: Iterable[gs.Node]) -> None:
+        """Move large initializers that the nodes read out of memory, where the weights of the model stay on disk.
+
+        A pass that rewrites weights one by one calls it after each.
+
+        Raises:
+            ModelError: they cannot be written.
+        """
+        if self.spool is None:
+            return
+        for tensor in (t for node in nodes for t in node.inputs if isinstance(t, gs.Constant)):
+            shelve(tensor, self.spool)
 
     def params(self, tensor: str) -> QuantParams:
         """Chosen parameters of a tensor of the plan.

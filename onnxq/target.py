@@ -28,12 +28,12 @@ class Target:
         rules: op -> rule; an op without a rule stays float.
         local: whether it is the runtime that checks what is compiled here, so that coverage and speed are its own.
         contrib: whether operators of com.microsoft may be written.
-        qdq_only: whether it reads nothing but QuantizeLinear and DequantizeLinear around float operators: no operators on codes,
-            no casts of codes, no ranges found at run time.
+        qdq_only: whether it reads nothing but QuantizeLinear and DequantizeLinear around float operators: no casts of codes, no
+            ranges found at run time.
         bits: widths of codes that it takes.
         packed: widths below 8 whose own integer types its initializers may have; others are stored as bit planes.
         signed: whether activations are int8 symmetric about 0, else uint8.
-        bias: type in which the bias of a unit is stored.
+        bias: type in which the bias of a unit is stored; operators on codes take int32 alone.
         guard: how layers that stay float are kept from being quantized by the runtime itself where they read codes: behind a
             DequantizeLinear with equal scales per `channel`, or behind a LeakyRelu of `slope` 1.
         pair_limit: largest magnitude that 255 times the sum of two neighbouring weights may reach in 16 bits on some
@@ -89,15 +89,24 @@ class Target:
                 f"target {self.name!r} takes weights intB:tensor or intB:channel, {self._widths()}, not {scheme}"
             )
 
-    def refuse_integers(self, what: str) -> None:
-        """Refuse a form that works on codes outside of QuantizeLinear and DequantizeLinear.
+    def check_integer_form(self) -> None:
+        """Refuse operators on codes.
 
         Raises:
-            UsageError: the runtime reads nothing but those.
+            UsageError: the runtime does not read them.
+        """
+        if self.bias != "int32":
+            raise UsageError(f"target {self.name!r} takes the format qdq alone")
+
+    def check_without_ranges(self) -> None:
+        """Refuse weights that are computed with in float, and products that quantize their inputs when they run.
+
+        Raises:
+            UsageError: the runtime reads neither.
         """
         if self.qdq_only:
             raise UsageError(
-                f"target {self.name!r} does not read {what}; give calibration data and take the format qdq"
+                f"target {self.name!r} takes weights and activations in integers together; give calibration data"
             )
 
     def activation_scheme(self, scheme: QuantScheme) -> QuantScheme:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx
+import onnxruntime as ort
 
 from onnxq.data import Batch
 from onnxq.errors import ModelError
@@ -19,13 +20,15 @@ from onnxq.measure.coverage import Coverage, read_coverage
 from onnxq.measure.macs import count_macs, guessed_feeds
 from onnxq.measure.speed import Speed, race
 from onnxq.model.load import check_model
-from onnxq.model.session import make_session, session_and_optimized
+from onnxq.model.session import make_session, optimized_model, session_and_optimized
+from onnxq.model.tensors import weight_bytes
 from onnxq.pipeline import Context
 from onnxq.program import Program
 from onnxq.report.model import NodeRow
 
 COMPARED = 64  # samples that are compared: enough for a figure in dB, cheap next to calibration
 RACE_SECONDS = 0.3
+RUN_LIMIT = 2**30  # bytes of weights, which each session rearranges in memory for its kernels
 SLOWER = 0.97  # a ratio below this is more than noise
 
 
@@ -45,6 +48,8 @@ def verify(
 ) -> Verification:
     """Check, load and measure a compiled model.
 
+    A model that stays on disk (`program.spool`) and has more than `RUN_LIMIT` bytes of weights is not run, and a warning says so.
+
     Args:
         reference: the prepared float model; its nodes have names.
         compiled: what the pipeline made of it.
@@ -54,19 +59,41 @@ def verify(
         ModelError: the compiled model fails the checker or onnxruntime cannot load or run it.
     """
     check_model(compiled)
+    if program.spool is not None and weight_bytes(reference) > RUN_LIMIT:
+        return _verify_unrun(reference, compiled, program, ctx)
     session, optimized = session_and_optimized(compiled, threads=ctx.threads, provider=ctx.provider)
-    float_session = make_session(reference, threads=ctx.threads, provider=ctx.provider)
     sample = next(ctx.data.batches(1), None) if ctx.data is not None else None
     feeds = sample.feeds if sample is not None else guessed_feeds(reference)
     coverage = read_coverage(optimized, _macs(reference, feeds, sample)) if ctx.target.local else None
-    difference = None
-    if ctx.data is not None:
-        limit = max(min(COMPARED, ctx.samples), ctx.data.least)
-        difference = compare_sessions(float_session, session, ctx.data, limit=limit)
+    difference = _difference(reference, session, ctx)
+    del session  # one pair of sessions at a time: each may hold the weights twice
     timed = feeds if speed and ctx.target.local else None
     raced = _race(reference, compiled, timed, ctx) if timed is not None else None
     rows = node_rows(reference, program, coverage)
-    return Verification(rows, coverage, difference, raced, _warnings(coverage, raced))
+    expected = coverage if program.units else None  # of stored weights alone nothing runs in integers
+    return Verification(rows, coverage, difference, raced, _warnings(expected, raced))
+
+
+def _verify_unrun(
+    reference: onnx.ModelProto, compiled: onnx.ModelProto, program: Program, ctx: Context
+) -> Verification:
+    """Load the compiled model, whose weights the runtime then maps and does not read."""
+    optimized = optimized_model(compiled, threads=ctx.threads, provider=ctx.provider)
+    coverage = read_coverage(optimized, {}) if ctx.target.local else None
+    size, limit = (f"{count / 1e9:.1f} GB" for count in (weight_bytes(reference), RUN_LIMIT))
+    left_out = (
+        f"the model has {size} of weights, more than the {limit} up to which models are run here: "
+        "the compiled one was checked and loaded, but neither compared with it nor timed"
+    )
+    return Verification(node_rows(reference, program, coverage), coverage, None, None, (left_out,))
+
+
+def _difference(reference: onnx.ModelProto, session: ort.InferenceSession, ctx: Context) -> Difference | None:
+    if ctx.data is None:
+        return None
+    limit = max(min(COMPARED, ctx.samples), ctx.data.least)
+    float_session = make_session(reference, threads=ctx.threads, provider=ctx.provider)
+    return compare_sessions(float_session, session, ctx.data, limit=limit)
 
 
 def _macs(model: onnx.ModelProto, feeds: Mapping[str, Any] | None, sample: Batch | None) -> dict[str, int]:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.affine import QuantParams, quantize
+from onnxq.affine import SMALLEST_SCALE, QuantParams, quantize
+from onnxq.errors import DataError
 from onnxq.program import Program, Unit
 from onnxq.quantizers import weight_params
 from onnxq.saturation import excess, pair_limit, peaks
@@ -88,26 +89,50 @@ def typical_sqnr_db(values: NDArray[np.float32], approximation: NDArray[np.float
     return float(np.median(10.0 * np.log10(ratio)))
 
 
+def peak_params(values: NDArray[np.float32], axis: int | None, scheme: QuantScheme) -> QuantParams:
+    """A signed grid that is used whole: its smallest code, which has no positive twin, is the value of largest magnitude.
+
+    The scale is negative where that value is positive, and what lies close to the peak on the other side saturates by up to one
+    step. It serves where scales meet floats, and weights of few bits, of which a symmetric range would waste one code in 2^b.
+
+    Args:
+        axis: one scale for each of its places; None for one in all.
+
+    Raises:
+        DataError: a weight is NaN or infinite.
+    """
+    others = None if axis is None else tuple(i for i in range(values.ndim) if i != axis)
+    low, high = values.min(axis=others), values.max(axis=others)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise DataError(f"weights of shape {values.shape} hold NaN or infinite values")
+    scale = np.where(-low > high, low, high) / np.float32(scheme.qmin)
+    scale = np.where(np.abs(scale) < SMALLEST_SCALE, np.float32(1), scale)
+    return QuantParams(scheme, np.asarray(scale, np.float32), np.zeros(scale.shape, np.int32), axis)
+
+
 def balanced_codes(values: NDArray[np.float32], params: QuantParams, along: tuple[int, ...]) -> Codes:
     """Codes whose rounding errors cancel along axes that a layer sums over, so that what it makes of a mean is kept.
 
     Each sum of errors is brought within half a step of 0 by rounding the values nearest to a tie the other way: of E, the sum,
-    the round(|E|) largest errors of its sign. A code differs from the nearest by 1 at most and zeros stay zeros. This is one step
-    of Guo et al., "SQuant: On-the-Fly Data-Free Quantization via Diagonal Hessian Approximation", arXiv 2202.07471.
+    the round(|E|) largest errors of its sign. What saturates counts with its whole error, which the others make up for as far as
+    they can. A code differs from the nearest by 1 at most and zeros stay zeros. This is one step of Guo et al., "SQuant:
+    On-the-Fly Data-Free Quantization via Diagonal Hessian Approximation", arXiv 2202.07471.
 
     Args:
         values: weights, any shape.
-        params: their parameters, symmetric, with a range that clips none of them.
+        params: their parameters, symmetric, with a range that clips none of them or hardly any.
         along: axes of the sums; the kernel's for convolutions with one, the inputs' for matrix products.
     """
     last = tuple(range(-len(along), 0))
     scaled = np.moveaxis(values / params.broadcast(params.scale, values.ndim), along, last)
     rows = scaled.reshape(-1, int(np.prod([values.shape[a] for a in along])))  # (sums, terms)
-    codes = np.rint(rows)
+    low, high = params.scheme.qmin, params.scheme.qmax
+    codes = np.clip(np.rint(rows), low, high)
     error = codes - rows
     total = np.rint(error.sum(axis=1, dtype=np.float64))[:, None]
-    order = np.argsort(-np.sign(total) * error, axis=1, kind="stable")
-    codes -= np.sign(total) * (np.argsort(order, axis=1) < np.abs(total))
-    limit = params.scheme.qmax
-    clipped = np.clip(codes, -limit, limit).astype(np.int8).reshape(scaled.shape)
-    return np.ascontiguousarray(np.moveaxis(clipped, last, along))
+    move = np.sign(total)
+    fixed = (rows == 0) | (codes - move < low) | (codes - move > high)
+    order = np.argsort(np.where(fixed, np.inf, -move * error), axis=1, kind="stable")
+    codes -= np.where(fixed, 0, move * (np.argsort(order, axis=1) < np.abs(total)))
+    shaped = codes.astype(np.int8).reshape(scaled.shape)
+    return np.ascontiguousarray(np.moveaxis(shaped, last, along))

@@ -42,7 +42,7 @@ class EmitInteger(Pass):
     name: ClassVar[str] = "emit-integer"
 
     def run(self, program: Program, ctx: Context) -> PassResult:
-        ctx.target.refuse_integers("operators on codes")
+        ctx.target.check_integer_form()
         borders, kept = Borders(program, ctx.target), {}
         nodes = {n.name: n for n in program.graph.nodes}
         for unit in list(program.units.values()):

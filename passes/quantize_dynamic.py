@@ -53,7 +53,7 @@ class QuantizeDynamic(Pass):
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         ctx.target.check_weights(self.weights)
-        ctx.target.refuse_integers("products that are quantized when they run")
+        ctx.target.check_without_ranges()
         program.floats |= skipped_nodes(program, self.skip)
         rewriter = _Rewriter(program, self.weights, ctx.target)
         converted = 0

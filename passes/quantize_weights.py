@@ -53,9 +53,7 @@ class QuantizeWeights(Pass):
             axis = decision.axis if decision.scheme.granularity == "channel" else None
             params = weight_params(method_for(self.method, decision.scheme), values, axis, decision.scheme)
             params = _revive(params)
-            if (
-                not ctx.target.qdq_only
-            ):  # operators on codes have int32 biases, whatever stands beside DequantizeLinear
+            if ctx.target.bias == "int32":
                 params = _fit_bias(program, tensors, units, params)
             kind = min(kernel_kind(nodes[u.name]) for u in units)  # Conv, the stricter, before Depthwise
             limit = code_limit(program, units, ctx.target) if self.saturation == "safe" else 0

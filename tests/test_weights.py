@@ -7,9 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from onnxq.affine import dequantize, quantize, sqnr_db
+from onnxq.errors import DataError
 from onnxq.quantizers import weight_params
 from onnxq.scheme import QuantScheme
-from onnxq.weights import balanced_codes, quantized_weight, safe_codes
+from onnxq.weights import balanced_codes, peak_params, quantized_weight, safe_codes
 
 LIMIT = 128  # 32767 // 255
 CASES = [((32, 16, 3, 3), "Conv", 0), ((65, 24), "MatMul", 1), ((24, 65), "Gemm", 0)]
@@ -98,3 +99,32 @@ def test_balancing_takes_the_cheapest_roundings() -> None:
     )  # the errors sum to -1: one value goes up, the first
     params = weight_params("minmax", values, None, QuantScheme.parse("int8"))
     assert balanced_codes(values, params, (1,)).tolist() == [[1, 0, 0, 0, 127]]
+
+
+def test_what_saturates_is_made_up_for() -> None:
+    values = np.array([[-8.0, 7.6, 3.4, 0.4, 0.2, 0.0]], np.float32)
+    params = peak_params(values, None, QuantScheme.parse("int4"))
+    assert params.scale == 1.0
+    assert quantize(values, params).tolist() == [
+        [-8, 7, 3, 0, 0, 0]
+    ]  # 1.6 short: two go up, not the saturated one
+    assert balanced_codes(values, params, (1,)).tolist() == [[-8, 7, 4, 1, 0, 0]]
+    low = np.array(
+        [[-9.4, 6.6, 0.4, 0.0]], np.float32
+    )  # -8, 7 and 0 are 1.4 too much: one goes down, not the lowest code
+    assert balanced_codes(low, params, (1,)).tolist() == [[-8, 6, 0, 0]]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_a_grid_that_ends_at_the_peak_is_used_whole(bits: int, sign: int) -> None:
+    values = np.random.default_rng(2).standard_normal((5, 30)).astype(np.float32) * sign
+    values[2] = 0.0
+    params = peak_params(values, 0, QuantScheme(bits, signed=True, symmetric=True, granularity="channel"))
+    codes = quantize(values, params)
+    peaks = np.take_along_axis(values, np.abs(values).argmax(1)[:, None], 1)[:, 0]
+    assert (codes.min(1)[[0, 1, 3, 4]] == -(1 << (bits - 1))).all()
+    assert np.allclose(params.scale[[0, 1, 3, 4]] * -(1 << (bits - 1)), peaks[[0, 1, 3, 4]], rtol=1e-6)
+    assert params.scale[2] == 1.0
+    with pytest.raises(DataError, match="NaN or infinite"):
+        peak_params(np.array([[1.0, np.nan]], np.float32), 0, params.scheme)

@@ -100,11 +100,12 @@ def compile_file(
         seed=seed,
         threads=threads,
         provider=provider,
+        scratch=output.resolve().parent,
         progress=progress,
     )
     progress("writing", 0, None)
     full = replace(done.report, output=str(output))
-    _write(done, full, output, report)
+    _write(done, full, output, report, progress)
     return full
 
 
@@ -129,15 +130,15 @@ def _refuse_contradictions(
         raise UsageError("--save-calibration has nothing to save; give samples with --calib")
 
 
-def _write(done: CompiledModel, report: Report, output: Path, path: Path | None) -> None:
+def _write(done: CompiledModel, report: Report, output: Path, path: Path | None, progress: Progress) -> None:
     """Write the model and the report if asked for; when one cannot be written, the other is not either."""
     if path is None:
-        done.save(output)
+        done.save(output, progress)
         return
     try:
         with replacing(path) as file:
             file.write(json.dumps(report.as_json(), indent=2).encode() + b"\n")
             file.flush()
-            done.save(output)
+            done.save(output, progress)
     except OSError as error:
         raise OnnxqError(f"cannot write the report {path}: {reason(error)}") from None

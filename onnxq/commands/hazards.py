@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnxq.model.opset import DEFAULT
 from onnxq.model.skeleton import PROTOBUF_LIMIT
-from onnxq.model.tensors import ELEMENTS, all_graphs, storage_bytes, subgraphs
+from onnxq.model.tensors import ELEMENTS, all_graphs, storage_bytes, subgraphs, tensor_array
 from onnxq.saturation import excess, pair_limit
 
 # Index of the weights, and the kind whose reduction order they have.
@@ -106,7 +106,7 @@ def integer_weights(graph: GraphProto) -> Iterator[tuple[str, NDArray[np.integer
         tensor = stored.get(decoded.get(name, "") if source == "decoded" else name)
         if tensor is None or (source == "decoded" and node.input[0] not in decoded):
             continue
-        codes, axis = numpy_helper.to_array(tensor), 0
+        codes, axis = tensor_array(tensor), 0
         if codes.ndim < 2 or not codes.size:
             continue
         if kind == "Conv" and codes.shape[:2] == (_attribute(node, "group", 1), 1):

@@ -19,8 +19,9 @@ from onnx import (
     numpy_helper,
 )
 
+from onnxq.model.disk import file_of, retype
 from onnxq.model.names import FreshNames, rename_reads, tensor_names
-from onnxq.model.tensors import all_graphs, all_tensors, infos, tensor_bytes, tensor_types
+from onnxq.model.tensors import all_graphs, all_tensors, infos, tensor_array, tensor_types
 
 HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
@@ -92,12 +93,17 @@ def promote_floats(model: ModelProto) -> dict[str, str]:
 
 
 def promote_tensor(tensor: TensorProto) -> None:
-    """Turn the elements of a half-precision tensor into float32, in place; the values stay the same."""
+    """Turn the elements of a half-precision tensor into float32, in place; the values stay the same.
+
+    What is on disk stays there and becomes float32 when it is read.
+    """
     if tensor.data_type not in HALF:
         return
-    element = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    values = np.frombuffer(tensor_bytes(tensor), element).astype(np.float32)
-    tensor.CopyFrom(numpy_helper.from_array(values.reshape(tensor.dims), tensor.name))
+    if file_of(tensor) is not None:
+        retype(tensor, TensorProto.FLOAT)
+        return
+    values = tensor_array(tensor).astype(np.float32)
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
 def _promote_graph(graph: GraphProto) -> None:

@@ -104,7 +104,7 @@ class GraphWriter:
         if isinstance(value, gs.Node.AttributeRef):
             raise ValueError(f"attribute {name!r} of node {node.name!r} refers to a function")
         if isinstance(value, gs.Tensor):
-            return helper.make_attribute(name, _tensor_proto(value))
+            return helper.make_attribute(name, tensor_proto(value))
         if isinstance(value, (type, np.dtype)):
             return helper.make_attribute(name, element_type(np.dtype(value)))
         kind: Any = like.type if like else self._declared_type(node, name)
@@ -147,11 +147,11 @@ def _write_constant(target: GraphProto, tensor: gs.Constant) -> None:
         target.sparse_initializer.add().CopyFrom(tensor._values.tensor)
         target.sparse_initializer[-1].values.name = tensor.name
         return
-    target.initializer.append(_tensor_proto(tensor))
+    target.initializer.append(tensor_proto(tensor))
     target.initializer[-1].name = tensor.name
 
 
-def _tensor_proto(tensor: gs.Constant) -> TensorProto:
+def tensor_proto(tensor: gs.Constant) -> TensorProto:
     """The stored message while the values were not read, else one made of the values."""
     if isinstance(tensor._values, LazyValues):
         stored: TensorProto = tensor._values.tensor

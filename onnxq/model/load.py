@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from onnx import ModelProto, NodeProto, TensorProto
 
 from onnxq.errors import ModelError
+from onnxq.model.disk import WORTHWHILE, SourceFile, file_of, put_on_disk
 from onnxq.model.skeleton import PROTOBUF_LIMIT, check, split
 from onnxq.model.tensors import (
     ELEMENTS,
@@ -23,13 +24,13 @@ from onnxq.model.tensors import (
     tensor_types,
 )
 
+HELD = 2**28  # bytes of external data that are read into memory; beyond, several copies of it would be felt
+
 EQUATION = re.compile(rb"(?:[A-Za-z ,]|\.\.\.|->)*")
 
 
 def load_model(path: str | Path) -> ModelProto:
-    """Read and check a model; data in other files is read into it, one tensor at a time.
-
-    Data files must lie in the model's directory or below, links included.
+    """Read and check a model; see `read_model` for its external data.
 
     Raises:
         ModelError: the file, or one it refers to, is missing, unreadable or malformed, or the model is not valid.
@@ -44,16 +45,22 @@ def load_model(path: str | Path) -> ModelProto:
 
 
 def read_model(path: str | Path) -> ModelProto:
-    """Read a model and its external data without checking the graph.
+    """Read a model without checking the graph.
+
+    Data in other files, which must lie in the model's directory or below, links included, is read into the model. Where it is
+    more than `HELD` bytes, large initializers of the main graph stay on disk (`onnxq.model.disk`).
 
     Raises:
         ModelError: a file is missing, unreadable or malformed.
     """
     path = Path(path)
-    model = _parse(path)
-    for tensor in all_tensors(model):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            _read_external(tensor, path)
+    model = parse_model(path)
+    external = [t for t in all_tensors(model) if t.data_location == TensorProto.EXTERNAL]
+    is_large = sum(tensor_nbytes(t) for t in external) > HELD
+    initializers = {id(t) for t in model.graph.initializer} if is_large else set()
+    for tensor in external:
+        stays = id(tensor) in initializers and tensor_nbytes(tensor) > WORTHWHILE
+        _take_external(tensor, path, stays)
     return model
 
 
@@ -77,7 +84,8 @@ def check_model(model: ModelProto) -> None:
         for node in function.node:
             _check_equation(node)
     for tensor in all_tensors(model):
-        tensor_bytes(tensor)
+        if file_of(tensor) is None:  # what is on disk was checked when it was found there
+            tensor_bytes(tensor)
     check(*split(model))
 
 
@@ -116,7 +124,12 @@ def _clear_data(tensor: TensorProto) -> None:
             tensor.ClearField(field.name)
 
 
-def _parse(path: Path) -> ModelProto:
+def parse_model(path: Path) -> ModelProto:
+    """Read a model file and nothing that it refers to.
+
+    Raises:
+        ModelError: it is missing, unreadable or malformed.
+    """
     try:
         if path.is_dir():
             raise ModelError(f"{path} is a directory, not a model file")
@@ -158,8 +171,8 @@ def _is_text(message: Message) -> bool:
     return True
 
 
-def _read_external(tensor: TensorProto, model_path: Path) -> None:
-    """Put a tensor's data, which another file holds, into the tensor."""
+def _take_external(tensor: TensorProto, model_path: Path, stays: bool) -> None:
+    """Check where another file holds a tensor's data, and put it into the tensor unless it stays there."""
     where = f"tensor {tensor.name!r} of {model_path}"
     entries = {entry.key: entry.value for entry in tensor.external_data}
     path = _data_path(entries.get("location", ""), model_path.parent, where)
@@ -172,6 +185,9 @@ def _read_external(tensor: TensorProto, model_path: Path) -> None:
     try:
         if path.stat().st_size < offset + wanted:
             raise ModelError(f"the data file {path} is too short for {where}")
+        if stays:
+            put_on_disk(tensor, SourceFile.at(path), offset, wanted)
+            return
         with path.open("rb") as file:
             file.seek(offset)
             tensor.raw_data = file.read(wanted)

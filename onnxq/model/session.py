@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 from google.protobuf.message import EncodeError
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, TensorProto, ValueInfoProto
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from onnxq.errors import ModelError, unknown
-from onnxq.model.load import load_model, read_model
+from onnxq.model.disk import as_written, file_of, is_converted
+from onnxq.model.load import load_model, parse_model
 from onnxq.model.messages import one_sentence
 from onnxq.model.skeleton import split
-from onnxq.model.tensors import ELEMENTS, all_tensors, tensor_bytes, tensor_nbytes
+from onnxq.model.tensors import ELEMENTS, all_tensors, in_memory, tensor_array, tensor_nbytes
 
 PASSED = (
     2**14
 )  # bytes; larger initializers reach the runtime as arrays instead of inside the serialized model
-APART = 2**30  # bytes; an optimized graph with more than this is read back with its weights in a second file
+APART = (
+    2**27
+)  # bytes; beyond, folding 2-bit codes to floats may take an optimized graph past the 2 GB of one file
 
 CPU = "CPUExecutionProvider"
 NO_CONFIG: Mapping[str, str] = MappingProxyType({})
@@ -86,17 +89,23 @@ def optimized_model(
 ) -> ModelProto:
     """The graph that the runtime runs after all its rewrites, with its kernels as nodes.
 
+    Kernels are made but do not rearrange their weights, so what is on disk is not read.
+
     Raises:
         UsageError: the provider is not available.
         ModelError: the runtime refuses the model.
     """
-    return session_and_optimized(model, threads=threads, provider=provider, config=config)[1]
+    light = {"session.disable_prepacking": "1", **config}
+    return session_and_optimized(model, threads=threads, provider=provider, config=light)[1]
 
 
 def session_and_optimized(
     model: ModelProto | Path, *, threads: int = 0, provider: str = CPU, config: Mapping[str, str] = NO_CONFIG
 ) -> tuple[ort.InferenceSession, ModelProto]:
-    """A session and the graph that it runs, from loading the model once; see `make_session` and `optimized_model`."""
+    """A session and the graph that it runs, from loading the model once; see `make_session` and `optimized_model`.
+
+    Large initializers come without their data where the model has more than `APART` bytes of them.
+    """
     options = _options(threads, provider, True, config)
     loaded = load_model(model) if isinstance(model, Path) else model
     with tempfile.TemporaryDirectory() as directory:
@@ -106,8 +115,9 @@ def session_and_optimized(
             options.add_session_config_entry(
                 "session.optimized_model_external_initializers_file_name", "weights"
             )
+            Path(directory, "weights").symlink_to(os.devnull)
         session = _start(*_passed(loaded, (), options), options=options, provider=provider)
-        return session, read_model(path)
+        return session, parse_model(path)
 
 
 def _options(threads: int, provider: str, optimize: bool, config: Mapping[str, str]) -> ort.SessionOptions:
@@ -126,21 +136,26 @@ def _options(threads: int, provider: str, optimize: bool, config: Mapping[str, s
 def _passed(
     model: ModelProto, extra_outputs: Sequence[str], options: ort.SessionOptions
 ) -> tuple[bytes, list[NDArray[Any]]]:
-    """The serialized model without its large initializers, and those; the options refer to their memory."""
+    """The serialized model without its large initializers, and those in memory, which the options refer to."""
     bare, weights = split(model, PASSED)
     _expose(bare, weights, extra_outputs)
     names: list[str] = []
     arrays: list[NDArray[Any]] = []
+    folder = _data_folder(weights)
     for tensor in weights:
+        if folder is not None and _is_mapped(tensor):
+            bare.graph.initializer.append(as_written(tensor, folder))
+            continue
         if tensor.data_type not in PASSABLE:
-            bare.graph.initializer.append(tensor)
+            bare.graph.initializer.append(in_memory(tensor))
             continue
         stub = bare.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         stub.data_location = TensorProto.EXTERNAL
         stub.external_data.add(key="location", value="passed")
-        array = np.frombuffer(tensor_bytes(tensor), helper.tensor_dtype_to_np_dtype(tensor.data_type))
         names.append(tensor.name)
-        arrays.append(array.reshape(tensor.dims))
+        arrays.append(tensor_array(tensor))
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if names:
         options.add_external_initializers(names, [ort.OrtValue.ortvalue_from_numpy(a) for a in arrays])
     try:
@@ -149,6 +164,18 @@ def _passed(
         raise ModelError(
             "the model holds more than 2 GB outside the initializers of its main graph"
         ) from None
+
+
+def _data_folder(weights: Sequence[TensorProto]) -> Path | None:
+    """The folder below which all files lie that the runtime maps itself, None when there are none."""
+    files = {file_of(tensor) for tensor in weights if _is_mapped(tensor)}
+    folders = [file.path.parent for file in files if file is not None]
+    return Path(os.path.commonpath(folders)) if folders else None
+
+
+def _is_mapped(tensor: TensorProto) -> bool:
+    """Whether a file holds the tensor as the runtime is to read it."""
+    return file_of(tensor) is not None and not is_converted(tensor)
 
 
 def _expose(bare: ModelProto, weights: Sequence[TensorProto], names: Sequence[str]) -> None:

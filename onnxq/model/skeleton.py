@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from onnx import ModelProto, TensorProto, checker, helper
 
 from onnxq.errors import ModelError
+from onnxq.model.disk import file_of
 from onnxq.model.messages import one_sentence
 from onnxq.model.tensors import ELEMENTS, tensor_nbytes
 
@@ -104,7 +105,7 @@ def check(bare: ModelProto, weights: Sequence[TensorProto]) -> None:
 def model_bytes(model: ModelProto) -> int:
     """Bytes of the serialized model; to within a few for each large tensor when it is too large to be one message."""
     weights = sum(tensor_nbytes(tensor) for tensor in model.graph.initializer if tensor.data_type in ELEMENTS)
-    if weights < LARGEST_MESSAGE:
+    if weights < LARGEST_MESSAGE and all(file_of(tensor) is None for tensor in model.graph.initializer):
         return int(model.ByteSize())
     bare, large = split(model)
     return int(bare.ByteSize()) + sum(tensor_nbytes(tensor) for tensor in large)

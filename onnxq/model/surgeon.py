@@ -27,10 +27,11 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from onnxq.errors import ModelError
-from onnxq.model.graph_writer import PLAIN, GraphWriter, gs_nodes
+from onnxq.model.disk import WORTHWHILE, Spool, file_of, put_on_disk
+from onnxq.model.graph_writer import PLAIN, GraphWriter, gs_nodes, tensor_proto
 from onnxq.model.messages import one_sentence
 from onnxq.model.skeleton import copy_fields, declared, split
-from onnxq.model.tensors import all_graphs, infos
+from onnxq.model.tensors import all_graphs, infos, tensor_array, tensor_bytes, tensor_nbytes
 
 RAW_ATTRIBUTES = {
     AttributeProto.SPARSE_TENSOR,
@@ -67,8 +68,42 @@ def packed_constant(name: str, codes: NDArray[np.integer[Any]], bits: int) -> gs
     return gs.Constant(name, LazyValues(numpy_helper.from_array(codes.astype(element), name)))
 
 
+class StoredValues(LazyValues):  # type: ignore[misc]
+    """Values of a stored tensor. Those on disk come as a mapping that cannot be written to."""
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether a file holds the values."""
+        return file_of(self.tensor) is not None
+
+    def load(self) -> NDArray[Any]:
+        """The values: a copy of those in memory, a mapping of those on disk."""
+        return tensor_array(self.tensor) if self.is_on_disk else np.asarray(super().load())
+
+
+def constant_values(tensor: gs.Constant) -> NDArray[Any]:
+    """Values of an initializer. Those on disk are mapped at each call and go with the array; `tensor.values` would keep them."""
+    lazy = tensor._values
+    return lazy.load() if isinstance(lazy, StoredValues) and lazy.is_on_disk else np.asarray(tensor.values)
+
+
+def shelve(tensor: gs.Constant, spool: Spool) -> None:
+    """Move the values of an initializer to a spool, unless they are few or on disk already.
+
+    Raises:
+        ModelError: they cannot be written.
+    """
+    proto = tensor_proto(tensor)
+    size = tensor_nbytes(proto)
+    if size > WORTHWHILE and file_of(proto) is None:
+        place = spool.append(tensor_bytes(proto))
+        kept = TensorProto(name=tensor.name, data_type=proto.data_type, dims=proto.dims)
+        put_on_disk(kept, spool, place, size)
+        tensor.values = StoredValues(kept)
+
+
 def to_graph(model: ModelProto) -> gs.Graph:
-    """The model's graph; its large constants share the model's memory until their values are read.
+    """The model's graph; its large constants share the model's memory, or stay on disk, until their values are read.
 
     Inputs, outputs and tensors that are sequences, optionals, maps or sparse have no `dtype` there.
 
@@ -144,7 +179,7 @@ def _attach(graph: gs.Graph, weights: list[TensorProto]) -> None:
     stored = {w.name: w for w in weights}
     for tensor in graph.inputs:
         if tensor.name in stored:
-            tensor.to_constant(LazyValues(stored[tensor.name]))
+            tensor.to_constant(StoredValues(stored[tensor.name]))
     graph.inputs = [t for t in graph.inputs if t.name not in stored]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import (
     AttributeProto,
     GraphProto,
@@ -20,6 +21,7 @@ from onnx import (
 )
 
 from onnxq.errors import ModelError
+from onnxq.model.disk import disk_bytes, file_of
 
 # Name and bits of one element; strings have no fixed size.
 ELEMENTS: dict[int, tuple[str, int]] = {
@@ -132,26 +134,60 @@ def tensor_nbytes(tensor: TensorProto) -> int:
     return -(-int(math.prod(tensor.dims)) * ELEMENTS[tensor.data_type][1] // 8)
 
 
-def tensor_bytes(tensor: TensorProto) -> bytes:
-    """The elements as little-endian bytes, whatever field holds them; strings one by one after their lengths.
+def tensor_bytes(tensor: TensorProto) -> bytes | memoryview:
+    """The elements as little-endian bytes, whatever field or file holds them; strings one by one after their lengths.
+
+    Those of a tensor on disk are read when they are touched.
 
     Raises:
         ModelError: the data is in a file that was not loaded, or does not fit the shape and the type.
     """
+    data: bytes | memoryview
     if tensor.data_location == TensorProto.EXTERNAL:
-        raise ModelError(f"the data of tensor {tensor.name!r} is in a file that was not loaded")
-    if tensor.data_type == TensorProto.STRING:
+        data = disk_bytes(tensor).data
+    elif tensor.data_type == TensorProto.STRING:
         return b"".join(len(text).to_bytes(8, "little") + text for text in tensor.string_data)
-    wanted = tensor_nbytes(tensor)
-    if tensor.HasField("raw_data"):
-        data: bytes = tensor.raw_data
+    elif tensor.HasField("raw_data"):
+        data = tensor.raw_data
     else:
         data = _typed_bytes(tensor)
+    wanted = tensor_nbytes(tensor)
     if len(data) != wanted:
         raise ModelError(
             f"tensor {tensor.name!r} holds {len(data)} bytes where its shape and type need {wanted}"
         )
     return data
+
+
+def tensor_array(tensor: TensorProto) -> NDArray[Any]:
+    """The elements as an array, which may be read-only; see `tensor_bytes`.
+
+    Raises:
+        ModelError: as `tensor_bytes`.
+    """
+    if tensor.data_type not in ELEMENTS or ELEMENTS[tensor.data_type][1] < 8:  # strings, packed types
+        array: NDArray[Any] = numpy_helper.to_array(in_memory(tensor))
+        return array
+    values = np.frombuffer(tensor_bytes(tensor), onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    return np.require(values, requirements="A").reshape(tensor.dims)
+
+
+def in_memory(tensor: TensorProto) -> TensorProto:
+    """The tensor itself, or a copy that holds its data when that is on disk.
+
+    Raises:
+        ModelError: as `tensor_bytes`.
+    """
+    if file_of(tensor) is None:
+        return tensor
+    return TensorProto(
+        name=tensor.name,
+        data_type=tensor.data_type,
+        dims=tensor.dims,
+        raw_data=bytes(tensor_bytes(tensor)),
+        doc_string=tensor.doc_string,
+        metadata_props=tensor.metadata_props,
+    )
 
 
 def _typed_bytes(tensor: TensorProto) -> bytes:
@@ -168,6 +204,11 @@ def storage_bytes(model: ModelProto) -> dict[str, int]:
         name = ELEMENTS[tensor.data_type][0] if tensor.data_type in ELEMENTS else f"type {tensor.data_type}"
         sizes[name] = sizes.get(name, 0) + (tensor_nbytes(tensor) if tensor.data_type in ELEMENTS else 0)
     return dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0])))
+
+
+def weight_bytes(model: ModelProto) -> int:
+    """Bytes of all stored tensors, in memory or on disk."""
+    return sum(storage_bytes(model).values())
 
 
 def element_type(dtype: Any) -> int:

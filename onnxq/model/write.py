@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,19 +16,29 @@ from onnx import ModelProto, TensorProto, external_data_helper
 
 from onnxq.errors import ModelError
 from onnxq.files import flush, flush_directory, new_file, obstacle, reason, replacing
+from onnxq.model.disk import PAGE, DataFile, SourceFile, file_of
 from onnxq.model.skeleton import LARGE, PROTOBUF_LIMIT, copy_fields
-from onnxq.model.tensors import all_tensors, tensor_bytes, tensor_nbytes
+from onnxq.model.tensors import all_tensors, in_memory, tensor_bytes, tensor_nbytes
 
-PAGE = 4096  # bytes; data of a tensor starts on a page, so that runtimes can map it
 INLINE_LIMIT = PROTOBUF_LIMIT - 2**24  # bytes; leaves room for the nodes
 
+Written = Callable[[int, int], None]
+Files = AbstractSet[DataFile | None]
 
-def write_model(model: ModelProto, path: str | Path, *, external: bool | None = None) -> tuple[Path, ...]:
+
+def _unheard(done: int, total: int) -> None:
+    pass
+
+
+def write_model(
+    model: ModelProto, path: str | Path, *, external: bool | None = None, progress: Written = _unheard
+) -> tuple[Path, ...]:
     """Write a model, replacing what is at `path` only once the new files are whole and on disk.
 
     Args:
         external: put the large initializers into `<name>.data` beside the model; None does so when one file cannot
-            hold them.
+            hold them, or some of them are on disk (`onnxq.model.disk`).
+        progress: called with the bytes of large initializers that are written and those there are.
 
     Returns:
         The files written, the model first.
@@ -39,12 +51,10 @@ def write_model(model: ModelProto, path: str | Path, *, external: bool | None = 
         target = given.resolve()  # a link stays a link
         _refuse(target)
         stored = sum(tensor_nbytes(t) for t in all_tensors(model))
-        for tensor in all_tensors(model):
-            if tensor.data_location == TensorProto.EXTERNAL:
-                raise ModelError(f"the data of tensor {tensor.name!r} is in a file that was not loaded")
-        if external or (external is None and stored > INLINE_LIMIT):
-            return _write_pair(model, target)
-        return _write_one(model, target)
+        files = set(map(_source, all_tensors(model))) - {None}
+        if external or (external is None and (files or stored > INLINE_LIMIT)):
+            return _write_pair(model, target, files, progress)
+        return _write_one(model, target, files)
     except ModelError as error:
         raise ModelError(f"cannot write {given}: {error}") from None
     except (OSError, RuntimeError, ValueError) as error:  # links in a loop, a null byte in the name
@@ -57,17 +67,35 @@ def _refuse(target: Path) -> None:
         raise ModelError(problem)
 
 
-def _write_one(model: ModelProto, target: Path) -> tuple[Path, ...]:
+def _source(tensor: TensorProto) -> DataFile | None:
+    """The file that holds a tensor's data, None when it is in memory."""
+    file = file_of(tensor)
+    if file is None and tensor.data_location == TensorProto.EXTERNAL:
+        raise ModelError(f"the data of tensor {tensor.name!r} is in a file that was not loaded")
+    return file
+
+
+def _refuse_sources(files: Files, *targets: Path) -> None:
+    for file, target in product(files, targets):
+        if isinstance(file, SourceFile) and file.is_at(target):
+            raise ModelError(f"{target} holds weights of the model that is read; choose another name")
+
+
+def _write_one(model: ModelProto, target: Path, files: Files) -> tuple[Path, ...]:
+    _refuse_sources(files, target)
+    if files:
+        model = _internalized(model)
     with replacing(target) as file:
         file.write(_serialized(model))
     return (target,)
 
 
-def _write_pair(model: ModelProto, target: Path) -> tuple[Path, ...]:
+def _write_pair(model: ModelProto, target: Path, files: Files, progress: Written) -> tuple[Path, ...]:
     data_path = target.with_name(target.name + ".data")
     _refuse(data_path)
+    _refuse_sources(files, target, data_path)
     with new_file(data_path) as (data, new_data), new_file(target) as (file, new_model):
-        file.write(_serialized(_externalized(model, data, data_path.name)))
+        file.write(_serialized(_externalized(model, data, data_path.name, progress)))
         flush(data)
         flush(file)
         with _restored_unless_gone(data_path, new_model):
@@ -87,16 +115,27 @@ def _serialized(model: ModelProto) -> bytes:
     return data
 
 
-def _externalized(model: ModelProto, data: BinaryIO, location: str) -> ModelProto:
+def _internalized(model: ModelProto) -> ModelProto:
+    """A copy that holds what is on disk."""
+    whole = ModelProto()
+    copy_fields(model, whole, skip=("graph",))
+    copy_fields(model.graph, whole.graph, skip=("initializer",))
+    whole.graph.initializer.extend(in_memory(tensor) for tensor in model.graph.initializer)
+    return whole
+
+
+def _externalized(model: ModelProto, data: BinaryIO, location: str, progress: Written) -> ModelProto:
     """A copy whose large top-level initializers refer to the data file, which is written on the way."""
     bare = ModelProto()
     copy_fields(model, bare, skip=("graph",))
     copy_fields(model.graph, bare.graph, skip=("initializer",))
+    sizes = {t.name: tensor_nbytes(t) for t in model.graph.initializer if _is_apart(t)}
+    done, total = 0, sum(sizes.values())
     for tensor in model.graph.initializer:
-        size = tensor_nbytes(tensor)
-        if size <= LARGE or tensor.data_type == TensorProto.STRING:
+        if tensor.name not in sizes:
             bare.graph.initializer.append(tensor)
             continue
+        size = sizes[tensor.name]
         data.write(bytes(-data.tell() % PAGE))
         entry = bare.graph.initializer.add(
             name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=b""
@@ -104,7 +143,13 @@ def _externalized(model: ModelProto, data: BinaryIO, location: str) -> ModelProt
         external_data_helper.set_external_data(entry, location, data.tell(), size)
         entry.ClearField("raw_data")
         data.write(tensor_bytes(tensor))
+        done += size
+        progress(done, total)
     return bare
+
+
+def _is_apart(tensor: TensorProto) -> bool:
+    return tensor_nbytes(tensor) > LARGE and tensor.data_type != TensorProto.STRING
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Report:
         target, pipeline: what it was compiled for, and how, as text.
         calibration: source, samples, digest; None without data.
         nodes: what became of each node that computes in float.
-        coverage: what the runtime made of it; None when it was not read back.
+        coverage: what the runtime made of it; None when that is another runtime than the one at hand.
         difference: outputs of the deployed model against float on calibration samples; None without data.
         speed: float against deployed, batch 1; None when it could not be run.
         float_bytes, quantized_bytes: file sizes.

@@ -37,17 +37,19 @@ def summary(report: Report) -> Table:
     ratio = report.float_bytes / report.quantized_bytes if report.quantized_bytes else 0.0
     sizes = f"{human_bytes(report.float_bytes)} -> {human_bytes(report.quantized_bytes)}"
     table.add_row("size", f"{sizes}, {ratio:.2f}x smaller" if ratio >= 1 else f"{sizes}, larger than before")
-    if report.coverage is not None:
+    counts = f"{_integer(report.nodes)} of {len(report.nodes)} nodes"
+    if report.coverage is None:
+        table.add_row("integer", f"{counts} by the rules of {report.target}, on which it was not run")
+    else:
         share = report.coverage.share
-        counts = f"{_integer(report.nodes)} of {len(report.nodes)} nodes"
-        done = "" if share is None else f"{share:.1%} of multiply-adds, "
-        table.add_row("integer", f"{done}{counts}")
+        table.add_row("integer", counts if share is None else f"{share:.1%} of multiply-adds, {counts}")
     if report.bits:
         table.add_row("bits", Text(widths(report.bits)))
     if report.difference is not None and report.difference.main is not None:
         main, samples = report.difference.main, report.difference.samples
         agreement = "" if main.agreement is None else f", top-1 agreement {main.agreement:.1%}"
-        table.add_row("quality", f"{_figure(main)}{agreement} ({samples} samples against float)")
+        where = "" if report.coverage else " in onnxruntime"
+        table.add_row("quality", f"{_figure(main)}{agreement} ({samples} samples against float{where})")
     if report.speed is not None:
         times = f"{_ms(report.speed.ms_a)} -> {_ms(report.speed.ms_b)}"
         slow = "" if report.speed.speedup >= 1 else ", slower than float here"

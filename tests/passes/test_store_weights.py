@@ -11,19 +11,23 @@ from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
 from onnxq.affine import sqnr_db
+from onnxq.blocks import quantize_blocks
 from onnxq.compiler import compile_model
-from onnxq.errors import UsageError
+from onnxq.errors import DataError, UsageError
 from onnxq.model.prepare import prepare
 from onnxq.model.session import make_session, session_and_optimized
+from onnxq.model.tensors import tensor_nbytes
 from onnxq.passes.quantize_dynamic import QuantizeDynamic
 from onnxq.passes.store_weights import StoreWeights
 from onnxq.pipeline import Context, PassResult
 from onnxq.program import Program
 from onnxq.scheme import QuantScheme
+from onnxq.target import ORT_CPU, TARGETS, Target
 
 Floats = NDArray[np.float32]
 
 RNG = np.random.default_rng(11)
+INT4 = QuantScheme.parse("int4:block=32")
 GOOD_DB = 38.0  # 8 bits of a few hundred normal values give 40 dB and more
 CONV = "(float[N, 8, 9, 9] x) => (float[N, 16, 7, 7] y) { c = Conv(x, w, b) y = Relu(c) }"
 
@@ -32,15 +36,17 @@ def normal(*shape: int) -> Floats:
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-def model(body: str, **weights: Floats) -> onnx.ModelProto:
-    proto = parser.parse_model(f'<ir_version: 10, opset_import: ["": 17]> g {body}')
+def model(body: str, opset: int = 17, **weights: Floats) -> onnx.ModelProto:
+    proto = parser.parse_model(f'<ir_version: 10, opset_import: ["": {opset}]> g {body}')
     proto.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in weights.items())
     return prepare(proto, 13)[0]
 
 
-def stored(proto: onnx.ModelProto, **options: Any) -> tuple[Program, onnx.ModelProto, PassResult]:
+def stored(
+    proto: onnx.ModelProto, target: Target = ORT_CPU, **options: Any
+) -> tuple[Program, onnx.ModelProto, PassResult]:
     program = Program.from_model(proto)
-    result = StoreWeights(**options).run(program, Context())
+    result = StoreWeights(**options).run(program, Context(target=target))
     return program, program.to_model(), result
 
 
@@ -73,9 +79,7 @@ def test_convolutions_store_a_quarter_and_run_as_the_float_ones_do() -> None:
     x = normal(2, 8, 9, 9)
     reference = model(CONV, w=floats, b=b)
     assert np.array_equal(outputs(compiled, {"x": x})[0], outputs(reference, {"x": x})[0])
-    assert list(program.stored.values()) == [
-        "weights are stored as int8 and computed in float: there is no calibration data"
-    ]
+    assert list(program.stored.values()) == ["weights are stored as int8 and computed in float"]
 
 
 def test_a_scheme_per_tensor_has_one_scale() -> None:
@@ -230,12 +234,12 @@ def test_a_convolution_shared_by_two_is_stored_once() -> None:
             "needed in float32 outside",
         ),
         (
-            "(float[N, 90] x, int64[N] i) => (float y, float z) { y = MatMul(x, w) z = Gather(w, i) }",
+            "(float[N, 90] x, int64[N] i) => (float y, float z) { y = MatMul(x, w) z = Gather <axis: int = 1> (w, i) }",
             (90, 64),
-            "shared with a node of another kind",
+            "needed in float32 by node",
         ),
     ],
-    ids=["another reader", "graph output", "body", "another kind"],
+    ids=["another reader", "graph output", "body", "a reader that is refused"],
 )
 def test_weights_that_others_need_stay_float(body: str, shape: tuple[int, ...], reason: str) -> None:
     proto = model(body, w=normal(*shape))
@@ -264,7 +268,7 @@ def test_weights_that_others_need_stay_float(body: str, shape: tuple[int, ...], 
             "it is no embedding lookup",
         ),
         ("(float[N, 300] x) => (float y) { y = MatMul(x, w) }", (300,), "its weights are a vector"),
-        ("(float[N, 30] x) => (float y) { y = Sigmoid(x) }", (1,), "there is no calibration data"),
+        ("(float[N, 30] x) => (float y) { y = Sigmoid(x) }", (1,), "only weights are stored as integers"),
     ],
 )
 def test_what_stays_float_has_a_reason(body: str, shape: tuple[int, ...], reason: str) -> None:
@@ -283,6 +287,301 @@ def test_skipped_nodes_keep_their_floats_and_a_wrong_pattern_is_an_error() -> No
     assert "w" in initializers(compiled)
     with pytest.raises(UsageError, match="'conv9' matches no node name and no op type"):
         stored(proto, skip=("conv9",))
+
+
+LAYERS = (
+    "(float[N, 64] x) => (float[N, 64] y) "
+    "{ a = MatMul(x, u) b = Relu(a) c = Gemm <transB: int = 1> (b, v, d) e = Relu(c) y = MatMul(e, w) }"
+)
+SCHEMES = (
+    "int4:block=32",
+    "uint4:block=32",
+    "int8:block=16",
+    "uint2:block=64",
+    "int3:block=32",
+    "int6:block=48",
+)
+
+
+def layers() -> onnx.ModelProto:
+    return model(LAYERS, opset=25, u=normal(64, 100), v=normal(64, 100), d=normal(64), w=normal(64, 64))
+
+
+def run_floats(weights: dict[str, Floats], x: Floats) -> Floats:
+    hidden = np.maximum(x @ weights["u"], 0) @ weights["v"].T + weights["d"]
+    result: Floats = np.maximum(hidden, 0) @ weights["w"]
+    return result
+
+
+def quantized(proto: onnx.ModelProto, scheme: QuantScheme) -> dict[str, Floats]:
+    """The weights of `LAYERS` as the scheme's arithmetic says."""
+    found = initializers(proto)
+    for name, axis in (("u", 0), ("v", 1), ("w", 0)):
+        found[name] = quantize_blocks(
+            found[name], axis, scheme.bits, scheme.block, symmetric=scheme.symmetric
+        ).values()
+    return found
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("target", ["ort-cpu", "onnx"])
+def test_products_compute_with_the_weights_that_their_blocks_stand_for(scheme: str, target: str) -> None:
+    proto, parsed = layers(), QuantScheme.parse(scheme)
+    options: dict[str, Any] = {"weights": parsed, "first_last": "same", "accuracy": 1}
+    program, compiled, result = stored(proto, TARGETS[target], **options)
+    assert result.changed == len(program.stored) == 3
+    domains = {e.domain for e in compiled.opset_import}
+    assert target == "ort-cpu" or domains == {""}
+    x = normal(5, 64)
+    wanted = run_floats(quantized(proto, parsed), x)
+    exact = {"session.qdq_matmulnbits_accuracy_level": "1"}
+    (got,) = make_session(compiled, threads=1, config=exact).run(None, {"x": x})
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())  # float32 sums
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_default_accuracy_is_near(bits: int) -> None:
+    """Inputs of three products in a row are rounded to int8 in blocks: measured near 0.7 % of the largest output."""
+    proto, parsed = layers(), QuantScheme.parse(f"int{bits}:block=32")
+    _, compiled, _ = stored(proto, weights=parsed, first_last="same")
+    assert kernels(compiled)["MatMulNBits"] == 3
+    assert {a.i for n in compiled.graph.node for a in n.attribute if a.name == "accuracy_level"} == {4}
+    x = normal(5, 64)
+    wanted = run_floats(quantized(proto, parsed), x)
+    assert np.abs(outputs(compiled, {"x": x})[0] - wanted).max() < 0.02 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "accuracy", "kernel"),
+    [
+        ("int4:block=32", 4, True),
+        ("int4:block=32", 0, True),
+        ("int2:block=32", 4, True),
+        ("int2:block=32", 1, False),
+        ("int8:block=32", 1, False),
+        ("int3:block=32", 4, False),
+        ("int4:block=48", 4, False),
+        ("int4:channel", 4, False),
+        ("int4:tensor", 4, False),
+    ],
+)
+def test_products_run_as_the_kernel_where_it_is_fast(scheme: str, accuracy: int, kernel: bool) -> None:
+    _, compiled, _ = stored(layers(), weights=QuantScheme.parse(scheme), first_last="same", accuracy=accuracy)
+    assert (kernels(compiled)["MatMulNBits"] == 3) == kernel
+    assert kernels(compiled)["DequantizeLinear"] == 0
+
+
+@pytest.mark.parametrize("bits", range(2, 8))
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "block=32"])
+def test_convolutions_have_a_scale_for_each_channel_at_any_width(bits: int, granularity: str) -> None:
+    w, b = normal(16, 8, 3, 3), normal(16)
+    proto = model(CONV, opset=25, w=w, b=b)
+    scheme = QuantScheme.parse(f"int{bits}:{granularity}")
+    _, compiled, result = stored(proto, weights=scheme, first_last="same", few=0)
+    assert result.changed == 1
+    assert kernels(compiled) == kernels(proto)
+    scale = initializers(compiled)["w_scale"]
+    assert scale.size == (1 if granularity == "tensor" else 16)
+    assert 1152 * bits // 8 in [tensor_nbytes(t) for t in compiled.graph.initializer]
+    session = make_session(compiled, threads=1, optimize=False, extra_outputs=["w_dequantized"])
+    x = normal(2, 8, 9, 9)
+    y, floats = session.run(None, {"x": x})
+    codes = floats / scale
+    assert np.abs(codes - np.rint(codes)).max() < 1e-3
+    assert codes.round().min() == -(1 << (bits - 1))
+    assert codes.round().max() < 1 << (bits - 1)
+    off = np.abs((codes - w / scale).sum(axis=(2, 3)))
+    assert off.max() <= 0.5 + 1e-3 + 4 * (bits == 2)  # of nine weights on four codes not enough can move
+    assert np.median(off) < 0.3
+    (optimized,) = outputs(model(CONV, w=floats, b=b), {"x": x})
+    np.testing.assert_allclose(y, optimized, rtol=0, atol=1e-5 * np.abs(y).max())  # float32 sums
+
+
+def test_first_and_last_layers_have_eight_bits_unless_told_otherwise() -> None:
+    proto = layers()
+    names = [n.name for n in proto.graph.node if n.op_type != "Relu"]
+    facts = {
+        ends: stored(proto, weights=INT4, first_last=ends)[2].facts["bits"] for ends in ("8", "same", "float")
+    }
+    assert facts["8"] == {
+        names[0]: "w8 (first layer)",
+        names[1]: "w4",
+        names[2]: "w8 (last layer)",
+    }
+    assert facts["same"] == dict.fromkeys(names, "w4")
+    assert facts["float"] == {names[1]: "w4"}
+    program, compiled, _ = stored(proto, weights=INT4, first_last="float")
+    assert program.floats[names[0]] == "it is the first layer (first-last=float)"
+    assert {"u", "w"} <= initializers(compiled).keys()
+
+
+def test_overrides_come_last() -> None:
+    proto = layers()
+    first, middle, last = (n.name for n in proto.graph.node if n.op_type != "Relu")
+    override = (f"{first}=w2", f"{middle}=float", "MatMul=w6")
+    program, _, result = stored(proto, weights=INT4, override=override)
+    assert result.facts["bits"] == dict.fromkeys((first, last), "w6 (override 'MatMul=w6')")
+    assert program.floats[middle] == f"it is float by override '{middle}=float'"
+    with pytest.raises(UsageError, match="override 'lm_head' matches no node name and no op type"):
+        stored(proto, weights=INT4, override=("lm_head=w8",))
+    with pytest.raises(UsageError, match="asks for integer activations"):
+        stored(proto, weights=INT4, override=("MatMul=w8a8",))
+
+
+def test_layers_of_few_weights_keep_eight_bits_unless_named() -> None:
+    body = "(float[N, 32] x) => (float[N, 40] y) { a = MatMul(x, u) b = MatMul(a, v) y = MatMul(b, w) }"
+    proto = model(body, opset=21, u=normal(32, 90), v=normal(90, 20), w=normal(20, 40))
+    names = [n.name for n in proto.graph.node]
+    _, compiled, result = stored(proto, weights=INT4, first_last="same")
+    facts = result.facts["bits"]
+    assert facts == {
+        names[0]: "w4",
+        names[1]: "w8 (it has only 1800 weights)",
+        names[2]: "w8 (it has only 800 weights)",
+    }
+    assert kernels(compiled) == {"MatMulNBits": 1, "MatMul": 2}
+    named = stored(proto, weights=INT4, first_last="same", override=(f"{names[1]}=w4",))[2].facts["bits"]
+    assert named[names[1]].startswith("w4 (override")
+    assert set(stored(proto, weights=INT4, first_last="same", few=0)[2].facts["bits"].values()) == {"w4"}
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_tables_have_four_bits_or_eight(bits: int) -> None:
+    table = normal(100, 64)
+    program, compiled, result = stored(
+        model(TABLE, opset=25, t=table), weights=QuantScheme.parse(f"int{bits}:block=32"), first_last="same"
+    )
+    used = 4 if bits <= 4 else 8
+    assert list(result.facts["bits"].values()) == [f"w{used}"]
+    assert list(program.stored.values()) == [
+        f"its table is stored in {used} bits and the rows that are looked up become float"
+    ]
+    assert 6400 * used // 8 in [tensor_nbytes(t) for t in compiled.graph.initializer]
+    (got,) = outputs(compiled, {"i": INDICES})
+    assert sqnr_db(table[INDICES], got) > (GOOD_DB if used == 8 else 20.0)  # 4 bits of normal values: 21.6 dB
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "onnx"])
+def test_a_table_that_a_product_shares_is_stored_for_each(target: str) -> None:
+    proto = model(
+        "(int64[N] i) => (float[N, 100] y) { e = Gather(t, i) y = Gemm <transB: int = 1> (e, t) }",
+        opset=21,
+        t=normal(100, 64),
+    )
+    _, compiled, result = stored(proto, TARGETS[target], weights=INT4)
+    assert result.changed == 2
+    assert result.facts["bits"] == {
+        proto.graph.node[0].name: "w8 (first layer)",
+        proto.graph.node[1].name: "w8 (last layer)",
+    }
+    assert "t" not in initializers(compiled)
+    i = np.array([0, 99, -1])
+    assert sqnr_db(outputs(proto, {"i": i})[0], outputs(compiled, {"i": i})[0]) > 30.0  # 8 bits, two times
+
+
+def test_a_layer_that_stays_float_keeps_the_weights_of_the_others() -> None:
+    proto = model(
+        "(float[N, 64] x) => (float[N, 64] y) { a = MatMul(x, w) y = MatMul(a, w) }",
+        opset=21,
+        w=normal(64, 64),
+    )
+    first, second = (n.name for n in proto.graph.node)
+    program, compiled, result = stored(proto, weights=INT4, override=(f"{first}=float",))
+    assert result.changed == 0
+    assert program.floats[second] == f"its weights 'w' are needed in float32 by node {first!r}"
+    assert [t.data_type for t in compiled.graph.initializer] == [onnx.TensorProto.FLOAT]
+    shared = stored(proto, weights=INT4, override=(f"{first}=w8", f"{second}=w4"))[1]
+    assert [n.attribute[2].i for n in shared.graph.node] == [8, 8]
+
+
+@pytest.mark.parametrize(
+    "scheme", ["int4:block=32", "uint4:block=32", "int3:block=32", "int4:channel", "int8:channel"]
+)
+@pytest.mark.parametrize("target", ["ort-cpu", "onnx"])
+def test_weights_behind_a_transpose_are_stored(scheme: str, target: str) -> None:
+    proto = model(
+        "(float[N, 64] x) => (float[N, 80] y) { t = Transpose <perm = [1, 0]> (w) y = MatMul(x, t) }",
+        opset=21,
+        w=normal(80, 64),
+    )
+    parsed = QuantScheme.parse(scheme)
+    _, compiled, result = stored(proto, TARGETS[target], weights=parsed, first_last="same", accuracy=1)
+    assert result.changed == 1
+    largest = max(tensor_nbytes(t) for t in compiled.graph.initializer)
+    assert largest <= max(80 * 64 * parsed.bits // 8, 2048)  # what unpacks 3 bits
+    onnx.checker.check_model(compiled, full_check=True)
+    x = normal(3, 64)
+    exact = {"session.qdq_matmulnbits_accuracy_level": "1"}
+    (got,) = make_session(compiled, threads=1, config=exact).run(None, {"x": x})
+    if parsed.granularity == "block":
+        w = quantize_blocks(initializers(proto)["w"], 1, parsed.bits, 32, symmetric=parsed.symmetric).values()
+        np.testing.assert_allclose(got, x @ w.T, rtol=0, atol=1e-4)  # float32 sums of 64 products near 1
+    assert sqnr_db(x @ initializers(proto)["w"].T, got) > 6 * parsed.bits - 7  # 17 dB at 4 bits
+
+
+def test_a_product_that_is_also_an_output_and_read_twice() -> None:
+    proto = model(
+        "(float[N, 64] x) => (float[N, 64] a, float[N, 64] y) { a = MatMul(x, w) b = Relu(a) y = Add(a, b) }",
+        opset=21,
+        w=normal(64, 64),
+    )
+    w = quantize_blocks(initializers(proto)["w"], 0, 4, 32).values()
+    x = normal(3, 64)
+    for target in ("ort-cpu", "onnx"):
+        compiled = stored(proto, TARGETS[target], weights=INT4, first_last="same", accuracy=1)[1]
+        a, y = make_session(compiled, threads=1, optimize=False).run(None, {"x": x})
+        np.testing.assert_allclose(a, x @ w, rtol=0, atol=1e-4)  # float32 sums of 64 products near 1
+        assert np.array_equal(y, a + np.maximum(a, 0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": QuantScheme.parse("uint4:channel")}, "takes weights intB:tensor or intB:channel"),
+        ({"accuracy": 3}, "MatMulNBits has the accuracy levels 0, 1, 4, not 3"),
+        ({"override": ("x",)}, "cannot read the override 'x'"),
+    ],
+)
+def test_what_cannot_be_is_an_error(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        stored(layers(), **options)
+
+
+@pytest.mark.parametrize("scheme", ["int4:block=32", "int4:channel", "int8:channel"])
+def test_weights_without_codes_are_named(scheme: str) -> None:
+    w = normal(64, 100)
+    w[3, 4] = np.nan
+    proto = model("(float[N, 64] x) => (float[N, 100] y) { y = MatMul(x, w) }", opset=21, w=w)
+    with pytest.raises(DataError, match=r"NaN or infinite values \('w'\)"):
+        stored(proto, weights=QuantScheme.parse(scheme), first_last="same")
+
+
+def test_a_target_without_codes_in_float_graphs_refuses() -> None:
+    with pytest.raises(
+        UsageError, match="target 'tensorrt' takes weights and activations in integers together"
+    ):
+        stored(layers(), TARGETS["tensorrt"], weights=INT4)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("target", ["ort-cpu", "onnx"])
+def test_weights_alone_compile_at_every_width(tmp_path: Path, bits: int, target: str) -> None:
+    proto = model(
+        "(int64[N, S] i) => (float[N, S, 64] y) { e = Gather(t, i) a = MatMul(e, u) b = Relu(a) y = MatMul(b, w) }",
+        t=normal(100, 64),
+        u=normal(64, 80),
+        w=normal(80, 64),
+    )
+    path = tmp_path / "model.onnx"
+    compiled = compile_model(
+        proto, None, bits=f"w{bits}", first_last="same", target=target, output=path, threads=1, speed=False
+    )
+    rows = {row.name: row.status for row in compiled.report.nodes}
+    assert list(rows.values()) == ["storage", "storage", "float", "storage"]
+    onnx.checker.check_model(str(path), full_check=True)
+    wanted = outputs(proto, {"i": INDICES})[0]
+    (got,) = make_session(path, threads=1).run(None, {"i": INDICES})
+    assert sqnr_db(wanted, got) > min(5 * bits - 5, 30)  # a bit is worth 6 dB; 8-bit inputs cap it
 
 
 def test_a_model_compiles_without_data(tmp_path: Path) -> None:

@@ -63,12 +63,19 @@ def test_summary() -> None:
 
 
 def test_summary_when_little_is_known_or_good() -> None:
-    text = shown(summary(report(coverage=None, difference=None, speed=None, quantized_bytes=5_000_000)), 80)
+    text = shown(summary(report(difference=None, speed=None, quantized_bytes=5_000_000)), 80)
     assert "larger than before" in text
-    assert len(text.splitlines()) == 2
+    assert len(text.splitlines()) == 3
     assert "slower than float here" in shown(summary(report(speed=Speed(1.0, 2.0, 9))), 80)
     equal = Difference(64, {"y": OutputDifference(1000.0, 0.0)})
     assert "equal outputs (64 samples" in shown(summary(report(difference=equal)), 80)
+
+
+def test_summary_of_a_model_for_another_runtime() -> None:
+    text = shown(summary(report(coverage=None, speed=None, target="tensorrt")), 80)
+    assert "1 of 2 nodes by the rules of tensorrt, on which it was not run" in text
+    assert "64 samples against float in onnxruntime" in " ".join(text.split())
+    assert "speed" not in text
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
