@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorShapeProto, ValueInfoProto, helper, numpy_helper
 from onnx.shape_inference import InferenceError, infer_shapes
 
 from onnxq.model.skeleton import declared, split
-from onnxq.model.tensors import all_graphs, subgraphs
+from onnxq.model.tensors import all_graphs, infos, subgraphs
 
 Array = NDArray[Any]
 UINT8, INT8 = np.dtype(np.uint8), np.dtype(np.int8)
@@ -108,7 +108,7 @@ class Facts:
         """Whether a tensor has two axes, or others whose sizes are all known: the runtime then flattens it."""
         if name not in self.infos:
             return False
-        dims = self.infos[name].type.tensor_type.shape.dim
+        dims = _dims(self.infos[name])
         return len(dims) == 2 or all(d.HasField("dim_value") for d in dims)
 
     def are_constant(self, names: Collection[str]) -> bool:
@@ -149,9 +149,21 @@ def _dtype(element: int) -> np.dtype[Any] | None:
 
 
 def _infos(model: ModelProto) -> dict[str, ValueInfoProto]:
-    """Types and shapes as far as onnx infers them; like the runtime it goes by the model's own declarations."""
+    """Types and shapes as far as onnx infers them; like the runtime it goes by the model's own declarations.
+
+    Names of sizes that onnx makes up are left out: the runtime makes none, and fuses what has sizes of one name.
+    """
     found = declared(*split(model))
+    own = {d.dim_param for info in infos(found.graph) for d in _dims(info)}
     with contextlib.suppress(InferenceError):  # what is declared stays
-        found = infer_shapes(found, data_prop=True)
-    every = (*found.graph.value_info, *found.graph.input, *found.graph.output)
-    return {info.name: info for info in every if info.type.tensor_type.HasField("shape")}
+        found = infer_shapes(found)
+    known = {info.name: info for info in infos(found.graph) if info.type.tensor_type.HasField("shape")}
+    for info in known.values():
+        for dim in _dims(info):
+            if dim.HasField("dim_param") and dim.dim_param not in own:
+                dim.ClearField("dim_param")
+    return known
+
+
+def _dims(info: ValueInfoProto) -> list[TensorShapeProto.Dimension]:
+    return list(info.type.tensor_type.shape.dim)

@@ -25,6 +25,7 @@ from onnxq.reference.kernels import Step
 from onnxq.reference.lowering import Lowered
 
 Array = NDArray[Any]
+FLAT = "flat shape"  # of the second readers
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Region:
             "floats",
             infos,
             [ValueInfoProto(name=name) for name in (*self.outputs, *(g.output[0] for g in guards))],
-            [numpy_helper.from_array(np.asarray(x), name) for name, x in self.constants.items()],
+            [numpy_helper.from_array(np.asarray(x), n) for n, x in {**self.constants, FLAT: [-1]}.items()],
             value_info=[self.infos[n] for node in self.nodes for n in node.output if n in self.infos],
         )
         found = helper.make_model(graph, opset_imports=list(self.model.opset_import))
@@ -85,7 +86,7 @@ class Region:
         made = [name for node in self.nodes for name in node.output if name]
         own = {o.name for o in self.model.graph.output}
         return [
-            helper.make_node("Shape", [name], [f"{name} shape"])
+            helper.make_node("Reshape", [name, FLAT], [f"{name} again"])
             for name in made
             if 0 < inside[name] < self.reads.get(name, 0) and name not in own
         ]

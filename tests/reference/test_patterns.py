@@ -314,16 +314,30 @@ def test_int8_activations(readers: int, build_model: Build, assert_exact: Check)
     assert ops(model) == ["QLinearConv"] * (2 if readers == 1 else 0)
 
 
-def test_int8_additions_are_moved_to_uint8_as_well(build_model: Build, assert_exact: Check) -> None:
-    """With the zero points moved by 128 the float part of a sum is another number, which shows on ties."""
-    rng = np.random.default_rng(1)
-    feeds = {n: rng.normal(size=(4, 4096)).astype(np.float32) for n in "ab"}
-    for seed in range(8):
-        graph = QDQ("int8")
-        scale = 0.02 + 0.001 * seed
-        left, right = graph.quantize("a", scale, 3), graph.quantize("b", scale, -7)
-        graph.node("Add", f"{left} {right}", "y")
-        out = graph.quantize("y", 2 * scale, 1)
-        model = build_model(graph.nodes, feeds, graph.constants, (out,))
-        assert_exact(model, feeds)
-        assert ops(model) == ["QLinearAdd"]
+def test_int8_codes_of_two_readers_stay_int8(build_model: Build, assert_exact: Check) -> None:
+    graph = QDQ("int8")
+    first = conv(graph, graph.quantize("x", 0.03, -8), "f", 0.37, zero=5)
+    outputs = [conv(graph, first, "y", 5.0, zero=-20)]
+    outputs.append(graph.node("DequantizeLinear", "f_q f_s f_z", "again"))
+    model = build_model(graph.nodes, images(), graph.constants, tuple(outputs))
+    assert_exact(model, images())
+    assert ops(model) == []
+
+
+@pytest.mark.parametrize("is_output", [True, False])
+def test_int8_additions(is_output: bool, build_model: Build, assert_exact: Check) -> None:
+    """With zero points moved by 128 a sum is rounded otherwise, which shows on ties; codes read twice are not moved."""
+    graph = QDQ("int8")
+    values = np.arange(-128, 128, dtype=np.float32)
+    feeds = {
+        "a": np.repeat(values + 111, 256) * np.float32(0.034),
+        "b": np.tile(values - 124, 256) * np.float32(0.034),
+    }
+    left, right = graph.quantize("a", 0.034, -111), graph.quantize("b", 0.034, 124)
+    graph.node("Add", f"{left} {right}", "y")
+    outputs = [graph.quantize("y", 0.204, -12)]
+    if is_output:
+        outputs += [graph.node("DequantizeLinear", f"{n}_q {n}_s {n}_z", f"{n}_again") for n in "aby"]
+    model = build_model(graph.nodes, feeds, graph.constants, tuple(outputs))
+    assert_exact(model, feeds)
+    assert ops(model) == ["QLinearAdd"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,41 +82,30 @@ def test_models_quantized_as_they_run(
     assert_exact(done.model, digits)
 
 
-@pytest.mark.parametrize("form", ["qdq", "integer"])
-@pytest.mark.parametrize(
-    ("model", "task", "bits", "count"),
-    [
-        ("cifar10_resnet20", "cifar10", None, 64),
-        ("cifar10_resnet20", "cifar10", "w4a4", 64),
-        ("kws_dscnn", "kws", None, 64),
-        ("ncf_ml1m_mlp", "ncf", None, 64),
-    ],
-)
-def test_real_models(
-    model: str,
-    task: str,
-    bits: str | None,
-    count: int,
-    form: str,
-    data_dir: Path,
-    tmp_path: Path,
-    assert_exact: Check,
-) -> None:
-    import subprocess
-    import sys
+REAL = [
+    ("cifar10_resnet20", "cifar10", {"form": "qdq"}),
+    ("cifar10_resnet20", "cifar10", {"form": "integer"}),
+    ("cifar10_resnet20", "cifar10", {"bits": "w4a4"}),
+    ("kws_dscnn", "kws", {"form": "qdq"}),
+    ("kws_dscnn", "kws", {"form": "integer"}),
+    ("ncf_ml1m_mlp", "ncf", {}),
+    ("minilm_l6_v2", "stsb", {}),
+    ("minilm_l6_v2", "stsb", None),
+]
 
+
+@pytest.mark.parametrize(("model", "task", "options"), REAL, ids=str)
+def test_real_models(
+    model: str, task: str, options: dict[str, Any] | None, data_dir: Path, tmp_path: Path, assert_exact: Check
+) -> None:
+    """With the options given, on calibration data; without any, quantized as they run."""
     words = [sys.executable, str(data_dir / "prepare.py"), str(tmp_path), task]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-    done = compile_model(
-        data_dir / "models" / f"{model}.onnx",
-        tmp_path / f"{task}.calib.npz",
-        form=form,
-        bits=bits,
-        samples=32,
-        speed=False,
-    )
+    calib = None if options is None else tmp_path / f"{task}.calib.npz"
+    source = data_dir / "models" / f"{model}.onnx"
+    done = compile_model(source, calib, samples=32, speed=False, **(options or {}))
     with np.load(tmp_path / f"{task}.test.npz") as file:
-        feeds = {i.name: file[i.name][:count] for i in done.model.graph.input}
+        feeds = {i.name: file[i.name][:16] for i in done.model.graph.input}
     assert_exact(done.model, feeds)
 
 
