@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnxq.reference.agreement import Side, agreement
 from tasks import TASKS
 
 import onnxq
 from onnxq.data import input_specs, open_data
 from onnxq.model.load import load_model
+from onnxq.reference.agreement import Side, agreement
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "exactness.json"

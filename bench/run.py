@@ -1,4 +1,4 @@
-"""Measure everything that README and docs quote; needs ONNXQ_DATA. Takes about half an hour."""
+"""Measure everything that README and docs quote; needs ONNXQ_DATA. Takes some hours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("int8.py", "memory.py", "saturation.py", "backend.py")
+SCRIPTS = (
+    *("int8.py", "low_bits.py", "exactness.py", "weight_only.py", "portable.py", "streaming.py"),
+    *("memory.py", "saturation.py", "backend.py"),
+)
 
 if __name__ == "__main__":
     for script in SCRIPTS:

@@ -12,18 +12,25 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from int8 import quality, speeds
+from int8 import speeds
 from onnx import numpy_helper
-from tasks import TASKS, Task
+from tasks import TASKS, Task, metric_name
 
 import onnxq
 from onnxq.affine import sqnr_db
 from onnxq.blocks import quantize_blocks
+from onnxq.data import input_specs, open_data
+from onnxq.measure.compare import compare_sessions
+from onnxq.measure.metrics import evaluate_session
+from onnxq.model.load import load_model
+from onnxq.model.session import make_session
 from onnxq.model.tensors import tensor_nbytes
 from onnxq.nbits import nbits_layout
 
@@ -40,8 +47,6 @@ MODELS = {
         "w2 blocks of 64": {"bits": "w2", "weights": "int2:block=64"},
         "w4 per channel": {"bits": "w4", "weights": "int4:channel"},
         "w4 float inputs": {"pipeline": f"{PASS}weights=int4:block=32,accuracy=1"},
-        "w4 without search": {"pipeline": f"{PASS}weights=int4:block=32,search=false"},
-        "w2 without search": {"pipeline": f"{PASS}weights=int2:block=32,search=false"},
         "w4 for target onnx": {"bits": "w4", "target": "onnx"},
     },
     "ncf_ml1m_mlp": {
@@ -54,6 +59,7 @@ MODELS = {
     "imagenet_mobilenetv1_025": {**WIDTHS},
 }
 THEIRS = ("minilm_l6_v2",)
+COMPARED = 200  # samples
 
 
 def compile_theirs(task: Task, out: Path) -> None:
@@ -63,6 +69,15 @@ def compile_theirs(task: Task, out: Path) -> None:
     quantizer = MatMulNBitsQuantizer(onnx.load(task.path), block_size=32, is_symmetric=True, accuracy_level=4)
     quantizer.process()
     onnx.save(quantizer.model.model, out)
+
+
+def quality(task: Task, path: Path) -> dict[str, float | None]:
+    """Metric on all test data, SQNR on some."""
+    data, session = open_data(task.test, input_specs(load_model(task.path))), make_session(path, threads=1)
+    value = evaluate_session(session, data, metric_name(task), batch=task.batch).value
+    found = compare_sessions(make_session(task.path, threads=1), session, data, limit=COMPARED, batch=50).main
+    assert found is not None
+    return {"metric": value, "sqnr_db": found.sqnr_db}
 
 
 def weight_bytes(task: Task, path: Path) -> dict[str, int]:
@@ -88,42 +103,35 @@ def weight_bytes(task: Task, path: Path) -> dict[str, int]:
     return sizes
 
 
-def measure(task: Task, directory: Path) -> dict:
-    """All rows of one model."""
-    rows: dict[str, dict] = {
-        "float": {
-            "bytes": task.path.stat().st_size,
-            **weight_bytes(task, task.path),
-            **quality(task, task.path),
-        }
-    }
+def measure(task: Task, directory: Path, keep: Callable[[dict], None]) -> None:
+    """All rows of one model, each kept as soon as it is there."""
+    rows: dict[str, dict] = {"float": row(task, task.path)}
     paths = {"float": task.path}
     for name, options in MODELS[task.model].items():
         out = directory / f"{task.model}.{name.replace(' ', '_')}.onnx"
         start = time.process_time()
         onnxq.compile_model(task.path, output=out, threads=1, speed=False, **options)
         seconds = time.process_time() - start
-        rows[name] = {
-            "bytes": out.stat().st_size,
-            **weight_bytes(task, out),
-            **quality(task, out),
-            "cpu_seconds": seconds,
-        }
+        rows[name] = {**row(task, out), "cpu_seconds": seconds}
         paths[name] = out
+        keep(rows)
     if task.model in THEIRS:
         out = directory / f"{task.model}.theirs.onnx"
-        compile_theirs(task, out)
-        rows["MatMulNBitsQuantizer"] = {
-            "bytes": out.stat().st_size,
-            **weight_bytes(task, out),
-            **quality(task, out),
-        }
-        paths["MatMulNBitsQuantizer"] = out
+        try:
+            compile_theirs(task, out)
+            rows["MatMulNBitsQuantizer"], paths["MatMulNBitsQuantizer"] = row(task, out), out
+        except Exception as error:  # a peer that fails is a result
+            rows["MatMulNBitsQuantizer"] = {"failed": str(error)[:200]}
     for batch in (1, 32):
         for name, ms in speeds(task, paths, batch).items():
             rows[name][f"ms_batch{batch}"] = ms
             rows[name][f"speedup_batch{batch}"] = rows["float"][f"ms_batch{batch}"] / ms
-    return rows
+        keep(rows)
+
+
+def row(task: Task, path: Path) -> dict:
+    """What can be said of one file by itself."""
+    return {"bytes": path.stat().st_size, **weight_bytes(task, path), **quality(task, path)}
 
 
 def rounding(task: Task) -> dict:
@@ -173,17 +181,21 @@ def main(names: list[str]) -> None:
             sys.exit(f"no model {name!r}; there are: {', '.join(known)}, rounding")
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results["versions"] = {"onnxruntime": ort.__version__, "numpy": np.__version__}
+
+    def keep(name: str, rows: dict) -> None:
+        results[name] = rows
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
     with tempfile.TemporaryDirectory() as directory:
         for name in names or (*known, "rounding"):
             if name == "rounding":
-                results[name] = rounding(known["minilm_l6_v2"])
+                keep(name, rounding(known["minilm_l6_v2"]))
             else:
-                results[name] = measure(known[name], Path(directory))
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-            for row, figures in results[name].items():
+                measure(known[name], Path(directory), partial(keep, name))
+            for title, figures in results[name].items():
                 shown = {k: round(v, 3) for k, v in figures.items() if isinstance(v, float | int)}
-                print(f"{name:24} {row:28} {shown}", flush=True)
+                print(f"{name:24} {title:28} {figures.get('failed', shown)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ of int8:
 
       code = sum_k w_k bit_k,     w_k = 2^k, and -2^(b-1) for the sign
 
-  is a Gather of each byte's bits from a table (256, 8) and a MatMulInteger by the weights w of the planes. Every runtime
-  computes that at load; BitShift would take fewer bytes, but OpenVINO rounds where it should truncate.
+  where that saves more than its nodes take, else the next wider type. It is a Gather of each byte's bits from a table (256, 8)
+  and a MatMulInteger by the weights w of the planes. Every runtime computes that at load; BitShift would take fewer bytes, but
+  OpenVINO rounds where it should truncate.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ Codes = NDArray[np.integer[Any]]
 
 BYTE = 8
 PLANES_OPSET = 10  # MatMulInteger
+PLANES_BYTES = 600  # that the nodes of bit planes and their names take in a file
 OPSETS = {8: 1, 4: 21, 2: 25}  # that have a type of so many bits
 
 
@@ -40,7 +42,12 @@ def needed_opset(widths: Iterable[int], packed: Collection[int]) -> int:
         widths: bits, 2 to 8.
         packed: widths whose own type the target takes.
     """
-    return max((OPSETS[w] if w == BYTE or w in packed else PLANES_OPSET for w in widths), default=1)
+    return max((max(PLANES_OPSET, OPSETS[_wider(w, packed)]) for w in widths if w != BYTE), default=1)
+
+
+def _wider(bits: int, packed: Collection[int]) -> int:
+    """The narrowest width from `bits` on whose type can be stored."""
+    return min(width for width in (*packed, BYTE) if width >= bits)
 
 
 class Packer:
@@ -62,12 +69,13 @@ class Packer:
             ValueError: a code is out of range.
         """
         _check(name, codes, bits)
-        if bits == BYTE or codes.size == 0:
+        width = _wider(bits, self.packed)
+        if codes.size * (width - bits) > BYTE * PLANES_BYTES:
+            return self._planes(name, codes, bits)
+        if width == BYTE or codes.size == 0:
             return constant(self.names, name, codes)
-        if bits in self.packed:
-            stored = packed_constant(self.names.fresh(f"{name}{bits}"), codes, bits)
-            return self._cast(name, stored, codes.dtype, codes.shape)
-        return self._planes(name, codes, bits)
+        stored = packed_constant(self.names.fresh(f"{name}{width}"), codes, width)
+        return self._cast(name, stored, codes.dtype, codes.shape)
 
     def _planes(self, name: str, codes: Codes, bits: int) -> gs.Tensor:
         signed = codes.dtype == np.int8

@@ -29,6 +29,7 @@ Codes = NDArray[np.integer[Any]]
 UINT8 = QuantScheme.parse("uint8")
 GOOD_DB = 40.0  # about what a scale per channel gives convolutions at 8 bits
 SAMPLE = 1 << 18  # values, of evenly spaced rows, that tell how good one scale is
+LARGE = 1 << 24  # values of a table whose rows get scales without asking whether one would do
 BYTE, NIBBLE, MIDDLE = 8, 4, 8
 NARROW = 16  # a scale for each row of fewer values would take more than half of what the codes take
 OWN_OPSET = 18  # BitwiseAnd
@@ -66,9 +67,8 @@ class TableWriter(WeightWriter):
 
     def _bytes(self, nodes: Sequence[gs.Node], table: gs.Tensor, values: Floats, by_row: bool) -> None:
         """Codes of one scale where that is good enough, uint8; else of one for each row, int8."""
-        sample = values[:: max(values.size // SAMPLE, 1)] if by_row else values
-        params = weight_params("mse", sample, None, UINT8)
-        if not by_row or (_is_good(sample, params) and _is_good(values, params)):
+        params = _one_scale(values, by_row)
+        if params is not None:
             self._one_grid(nodes, table, params, quantize(values, params))
             return
         matrix = quantize_blocks(values, 1, BYTE, values.shape[1], search=False)
@@ -170,6 +170,17 @@ class TableWriter(WeightWriter):
         if name not in self._bytes_known:
             self._bytes_known[name] = self.constant(name, np.full((), value, np.uint8))
         return self._bytes_known[name]
+
+
+def _one_scale(values: Floats, by_row: bool) -> QuantParams | None:
+    """The grid of least squared error, None where rows may have scales of their own and one for all is not good enough."""
+    if not by_row:
+        return weight_params("mse", values, None, UINT8)
+    if values.size > LARGE:
+        return None
+    sample = values[:: max(values.size // SAMPLE, 1)]
+    params = weight_params("mse", sample, None, UINT8)
+    return params if all(_is_good(v, params) for v in (sample, values)) else None
 
 
 def _is_good(values: Floats, params: QuantParams) -> bool:

@@ -70,7 +70,8 @@ def verify(
     timed = feeds if speed and ctx.target.local else None
     raced = _race(reference, compiled, timed, ctx) if timed is not None else None
     rows = node_rows(reference, program, coverage)
-    return Verification(rows, coverage, difference, raced, _warnings(coverage, raced))
+    expected = coverage if program.units else None  # of stored weights alone nothing runs in integers
+    return Verification(rows, coverage, difference, raced, _warnings(expected, raced))
 
 
 def _verify_unrun(

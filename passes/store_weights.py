@@ -32,7 +32,8 @@ from onnxq.scheme import QuantScheme
 from onnxq.selection import note_floats, skipped_nodes, writes_float32
 from onnxq.table_storage import TableWriter
 from onnxq.target import Target
-from onnxq.weight_axes import is_plain_product, output_axis, summed_axes
+from onnxq.transposes import absorb_transposes, restore_transposes
+from onnxq.weight_axes import is_plain_product, is_transposed, output_axis, summed_axes
 from onnxq.weights import balanced_codes, peak_params
 
 NO_DATA = "there is no calibration data"
@@ -42,6 +43,7 @@ TABLE_BITS = 4  # the fewest that a table takes
 BALANCED = 1 << 23  # weights; sorting the rounding errors of more would take seconds
 
 Kind = tuple[str, int | None]
+Sites = dict[tuple[str, Kind], list[gs.Node]]  # by name of the weight and by form
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class StoreWeights(Pass):
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         self._check(ctx.target)
+        absorb_transposes(program.graph)
         layers = self._layers(program)
         sites = self._sites(program, layers)
         uses, writer = Uses(program.graph), TableWriter(program.graph, ctx.target, self.search)
@@ -98,6 +101,7 @@ class StoreWeights(Pass):
             for node in nodes:
                 program.stored[node.name] = _because(how, program.floats.pop(node.name, None))
                 facts[node.name] = f"w{bits} ({why})" if (why := layers[node.name].why) else f"w{bits}"
+        restore_transposes(program.graph, writer)
         program.graph.toposort()
         note_floats(program, lambda node: NO_WEIGHTS)
         return PassResult(len(program.stored), dict(program.floats), {"bits": facts})
@@ -106,12 +110,13 @@ class StoreWeights(Pass):
         """Widths by node name; layers of few weights are little of the file, and rounding those costs as much as others' does."""
         layers = layer_bits(program, Bits(self.weights.bits), self.override, self.first_last)
         for node in program.graph.nodes:
-            layer = layers.get(node.name)
-            if layer is None or layer.why or layer.bits is None or not is_float_constant(_weight(node)):
+            if node.op not in WEIGHTED or not is_standard(node) or not is_float_constant(_weight(node)):
                 continue
-            size = _size(node)
-            if node.op != "Gather" and size <= self.few and layer.bits.weights < BYTE:
-                layers[node.name] = Layer(layer.bits.at_least(BYTE), f"it has only {size} weights")
+            bits, size = layers[node.name].bits, _size(node)
+            if layers[node.name].why or bits is None or node.op == "Gather" or size > self.few:
+                continue
+            if bits.weights < BYTE:
+                layers[node.name] = Layer(bits.at_least(BYTE), f"it has only {size} weights")
         return layers
 
     def _check(self, target: Target) -> None:
@@ -124,10 +129,10 @@ class StoreWeights(Pass):
                 f"MatMulNBits has the accuracy levels {', '.join(map(str, ACCURACIES))}, not {self.accuracy}"
             )
 
-    def _sites(self, program: Program, layers: dict[str, Layer]) -> dict[tuple[str, Kind], list[gs.Node]]:
-        """Nodes whose weights can be stored, by name of the weight and by form; the reasons of the others are noted."""
+    def _sites(self, program: Program, layers: dict[str, Layer]) -> Sites:
+        """Nodes whose weights can be stored; the reasons of the others are noted."""
         skipped = skipped_nodes(program, self.skip)
-        sites: dict[tuple[str, Kind], list[gs.Node]] = {}
+        sites: Sites = {}
         for node in program.graph.nodes:
             if node.op not in WEIGHTED or not is_standard(node):
                 continue
@@ -168,7 +173,7 @@ class StoreWeights(Pass):
         if form == "product" and scheme.granularity == "block" and _size(nodes[0]) > self.few:
             assert axis is not None
             return self._store_blocks(writer, nodes, axis, scheme), scheme.bits
-        self._storeoutput_axis(writer, nodes, scheme)
+        self._store_channels(writer, nodes, scheme)
         return f"weights are stored as int{scheme.bits} and computed in float", scheme.bits
 
     def _store_blocks(self, writer: TableWriter, nodes: list[gs.Node], axis: int, scheme: QuantScheme) -> str:
@@ -184,15 +189,14 @@ class StoreWeights(Pass):
             writer.kernel(nodes, weight, codes, block, self.accuracy)
             inputs = "inputs quantized to int8 as it runs" if self.accuracy == INT8 else "float inputs"
             return f"{stored} and multiplied by MatMulNBits with {inputs}"
-        if (
-            not contrib and writer.takes_blocked(bits) and values.shape[axis] % block == 0
-        ):  # OpenVINO wants whole blocks
+        is_whole = values.shape[axis] % block == 0  # OpenVINO takes no others
+        if not contrib and is_whole and writer.takes_blocked(bits):
             writer.blocked(nodes, weight, codes)
             return f"{stored} and become float as the model runs"
         writer.folded_blocks(nodes, weight, codes)
         return f"{stored} and computed in float"
 
-    def _storeoutput_axis(self, writer: TableWriter, nodes: list[gs.Node], scheme: QuantScheme) -> None:
+    def _store_channels(self, writer: TableWriter, nodes: list[gs.Node], scheme: QuantScheme) -> None:
         """Codes with a scale for each output channel, or one for all."""
         weight, axis = _weight(nodes[0]), None if scheme.granularity == "tensor" else output_axis(nodes[0])
         values = float_values(weight)
@@ -200,11 +204,8 @@ class StoreWeights(Pass):
         plain = replace(
             scheme, signed=True, symmetric=True, granularity="tensor" if axis is None else "channel", block=0
         )
-        params = (
-            peak_params(values, axis, plain)
-            if plain.bits < BYTE
-            else weight_params("minmax", values, axis, plain)
-        )
+        is_byte = plain.bits == BYTE
+        params = weight_params("minmax", values, axis, plain) if is_byte else peak_params(values, axis, plain)
         few = values.size <= BALANCED
         codes = balanced_codes(values, params, summed_axes(nodes[0])) if few else quantize(values, params)
         writer.folded(nodes, weight, codes, params.broadcast(params.scale, values.ndim), plain.bits)
@@ -224,13 +225,11 @@ def _kind(node: gs.Node) -> Kind:
     if node.op == "Gather":
         return "table", None
     if is_plain_product(node):
-        return "product", 1 if node.attrs.get("transB", 0) else 0
+        return "product", int(is_transposed(node))
     return "layer", output_axis(node)
 
 
-def _conflict(
-    uses: Uses, nodes: Sequence[gs.Node], sites: dict[tuple[str, Kind], list[gs.Node]]
-) -> str | None:
+def _conflict(uses: Uses, nodes: Sequence[gs.Node], sites: Sites) -> str | None:
     """Why weights that these nodes read must stay float32, None when they need not: a form for each of its readers will do."""
     weight = _weight(nodes[0])
     storable = [node for (name, _), found in sites.items() if name == weight.name for node in found]

@@ -19,7 +19,7 @@ MAP = "float[n,4,5,5]"
 def parsed(parse_program: ParseProgram, body: str, outputs: str = f"{MAP} y") -> Program:
     constants = {"w": W, "k": np.ones((1, 4, 1, 1), np.float32)}
     used = {name: value for name, value in constants.items() if f" {name})" in body or f"({name}," in body}
-    return parse_program(f"g ({MAP} x, float[n,4,1,1] z) => ({outputs}) {{ {body} }}", used)
+    return parse_program(f"g ({MAP} x, float[n,4,1,1] z, int64[8] u) => ({outputs}) {{ {body} }}", used)
 
 
 def found(program: Program) -> tuple[list[str], str] | None:
@@ -36,6 +36,7 @@ def found(program: Program) -> tuple[list[str], str] | None:
         ("[main] c = Conv(x, w) y = Add(x, c)", ["Add"], "x"),
         ("[main] c = Conv(x, w) r = Relu(c) y = Add(r, x)", ["Relu", "Add"], "x"),
         ("[main] c = Conv(x, w) d = Conv(x, w) r = Relu(d) y = Add(r, c)", ["Add"], "r"),
+        ("[main] c = Conv(x, w) p = Pad(x, u) y = Add(c, p)", ["Add"], "p"),  # its shape is open
     ],
 )
 def test_the_way_to_an_add(body: str, ops: list[str], other: str, parse_program: ParseProgram) -> None:

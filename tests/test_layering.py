@@ -8,6 +8,7 @@ import graphlib
 import importlib
 import inspect
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +59,12 @@ def test_there_is_something_to_read() -> None:
     assert {"onnxq", "onnxq.pipeline", "onnxq.data"} <= CORE.keys()
     assert len(FILES) == len(BUILT_IN) >= 9
     assert "onnxq.program" in imports(CORE["onnxq.pipeline"])
+
+
+def test_every_package_is_installed() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT) for path in CORE.values()}
+    assert set(listed) == {".".join(folder.parts) for folder in folders} | {"onnxq.passes"}
 
 
 def test_the_core_knows_passes_in_the_registry_alone() -> None:

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
+from onnxq import table_storage
 from onnxq.affine import sqnr_db
 from onnxq.blocks import quantize_blocks
 from onnxq.model.session import make_session
@@ -146,6 +147,15 @@ def test_a_few_large_rows_do_not_spoil_a_large_table(parse_program: Parse, tmp_p
     _, path = stored(parse_program, tmp_path, table, "int8:channel", ORT_CPU)
     found = rows_in(path, np.array([[0, 1]]))[0]
     assert min(sqnr_db(table[i], found[i]) for i in (0, 1)) > 38  # 8 bits of uniform values
+
+
+def test_a_very_large_table_is_not_asked(
+    parse_program: Parse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_storage, "LARGE", 1000)
+    table = RNG.uniform(-1, 1, (200, 64)).astype(np.float32)
+    _, path = stored(parse_program, tmp_path, table, "int8:channel", ORT_CPU)
+    assert np.array_equal(rows_in(path), quantize_blocks(table, 1, 8, 64, search=False).values()[INDICES])
 
 
 def test_halves_of_a_row_share_bytes() -> None:

@@ -109,6 +109,10 @@ def test_what_saturates_is_made_up_for() -> None:
         [-8, 7, 3, 0, 0, 0]
     ]  # 1.6 short: two go up, not the saturated one
     assert balanced_codes(values, params, (1,)).tolist() == [[-8, 7, 4, 1, 0, 0]]
+    low = np.array(
+        [[-9.4, 6.6, 0.4, 0.0]], np.float32
+    )  # -8, 7 and 0 are 1.4 too much: one goes down, not the lowest code
+    assert balanced_codes(low, params, (1,)).tolist() == [[-8, 6, 0, 0]]
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -72,6 +72,14 @@ def parts(model: ModelProto) -> Iterator[Part]:
         yield Part(extractor.extract_model(list(inputs), [output]), inputs, output)
 
 
+def up_to(model: ModelProto, infos: Mapping[str, ValueInfoProto]) -> Iterator[tuple[str, ModelProto]]:
+    """The model cut off behind each of its tensors: with that as only output, a runtime fuses what stands before it as ever."""
+    extractor = Extractor(shape_inference.infer_shapes(model))
+    inputs = [info.name for info in model.graph.input]
+    for name in infos:
+        yield name, extractor.extract_model(inputs, [name])
+
+
 def _reached(makers: Mapping[str, NodeProto], node: NodeProto, sources: set[str]) -> dict[str, None]:
     """The nearest of the sources that a node computes from, in the order in which they are met."""
     found: dict[str, None] = {}

@@ -131,7 +131,8 @@ def _mapped(x: Codes, source: tuple[Array, Array], target: tuple[Array, Array], 
 def qlinear_softmax(attributes: Attributes, inputs: Inputs, arithmetic: Arithmetic) -> Outputs:
     """Shares of exponentials along an axis, through a table of exponentials below the largest code of a row.
 
-    The output's grid enters as the whole number floor(1 / y_scale), as in the runtime.
+    The output's grid enters as the whole number floor(1 / y_scale), as in the runtime; the exponentials are added one after the
+    other in float32, and divided in float64.
     """
     x, x_scale, _, y_scale, y_zero = inputs
     is_flat = attributes["opset"] < PER_ROW
@@ -139,8 +140,8 @@ def qlinear_softmax(attributes: Attributes, inputs: Inputs, arithmetic: Arithmet
     rows = x.reshape(*x.shape[: axis % x.ndim], -1) if is_flat else np.moveaxis(x, axis, -1)
     below = rows.max(axis=-1, keepdims=True).astype(np.int32) - rows.astype(np.int32)
     exponentials = _exponentials(x_scale.reshape(()), rows.shape[-1])[255 - below]
-    sums = np.add.accumulate(exponentials, axis=-1, dtype=np.float32)[..., -1:]  # one after the other
-    steps = np.float32(np.floor(np.float32(1) / y_scale.reshape(())))
+    sums = np.add.accumulate(exponentials, axis=-1, dtype=np.float32)[..., -1:]
+    steps = np.floor(np.float32(1) / y_scale.reshape(())).astype(np.float64)
     shares = np.rint((exponentials * steps) / sums).astype(np.int32) + y_zero.reshape(()).astype(np.int32)
     codes = np.minimum(shares, np.iinfo(y_zero.dtype).max).astype(y_zero.dtype)
     return (codes.reshape(x.shape) if is_flat else np.moveaxis(codes, -1, axis),)
@@ -148,7 +149,7 @@ def qlinear_softmax(attributes: Attributes, inputs: Inputs, arithmetic: Arithmet
 
 def _exponentials(scale: Floats, length: int) -> Floats:
     """exp((i - 255) scale + headroom) for i from 0 to 255, float32; the headroom keeps a sum of `length` finite."""
-    largest = np.log(np.finfo(np.float32).max / np.float32(length))
+    largest = np.log(np.finfo(np.float32).max / np.float32(length))  # a float32 logarithm
     headroom = max(0.0, float(largest) - RESERVED) / float(scale)
     powers: Floats = np.exp((np.arange(256.0) - 255 + headroom) * float(scale)).astype(np.float32)
     return powers

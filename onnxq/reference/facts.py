@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorShapeProto, ValueInfoProto, helper, numpy_helper
+from onnx.shape_inference import InferenceError, infer_shapes
 
-from onnxq.model.tensors import all_graphs, subgraphs
+from onnxq.model.skeleton import declared, split
+from onnxq.model.tensors import all_graphs, infos, subgraphs
 
 Array = NDArray[Any]
 UINT8, INT8 = np.dtype(np.uint8), np.dtype(np.int8)
@@ -40,7 +43,7 @@ class Facts:
         outputs: names of the graph's outputs.
         readers: nodes that read each tensor, once for each reading.
         writers: the node that writes each tensor.
-        shapes: declared shapes; None for an open size.
+        infos: types and shapes of tensors, where these are known.
         constants: known arrays.
         coded: type of each tensor of 8-bit codes that is no constant.
         grids: dequantized tensors.
@@ -55,7 +58,7 @@ class Facts:
             for name in read_names(node):
                 self.readers.setdefault(name, []).append(node)
         self.writers = {name: node for node in graph.node for name in node.output}
-        self.shapes = _shapes(model)
+        self.infos = _infos(model)
         self.constants: dict[str, Array] = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
         self.coded = {
             i.name: kind
@@ -103,8 +106,10 @@ class Facts:
 
     def is_matrix(self, name: str) -> bool:
         """Whether a tensor has two axes, or others whose sizes are all known: the runtime then flattens it."""
-        shape = self.shapes.get(name)
-        return shape is not None and (len(shape) == 2 or all(isinstance(size, int) for size in shape))
+        if name not in self.infos:
+            return False
+        dims = _dims(self.infos[name])
+        return len(dims) == 2 or all(d.HasField("dim_value") for d in dims)
 
     def are_constant(self, names: Collection[str]) -> bool:
         """Whether all names that are given are constants."""
@@ -143,11 +148,22 @@ def _dtype(element: int) -> np.dtype[Any] | None:
         return None
 
 
-def _shapes(model: ModelProto) -> dict[str, tuple[int | None, ...]]:
-    graph = model.graph
-    known = {}
-    for info in (*graph.input, *graph.value_info, *graph.output):
-        if info.type.tensor_type.HasField("shape"):
-            dims = info.type.tensor_type.shape.dim
-            known[info.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+def _infos(model: ModelProto) -> dict[str, ValueInfoProto]:
+    """Types and shapes as far as onnx infers them; like the runtime it goes by the model's own declarations.
+
+    Names of sizes that onnx makes up are left out: the runtime makes none, and fuses what has sizes of one name.
+    """
+    found = declared(*split(model))
+    own = {d.dim_param for info in infos(found.graph) for d in _dims(info)}
+    with contextlib.suppress(InferenceError):  # what is declared stays
+        found = infer_shapes(found)
+    known = {info.name: info for info in infos(found.graph) if info.type.tensor_type.HasField("shape")}
+    for info in known.values():
+        for dim in _dims(info):
+            if dim.HasField("dim_param") and dim.dim_param not in own:
+                dim.ClearField("dim_param")
     return known
+
+
+def _dims(info: ValueInfoProto) -> list[TensorShapeProto.Dimension]:
+    return list(info.type.tensor_type.shape.dim)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, ValueInfoProto
 
 from onnxq.model.tensors import subgraphs
 from onnxq.reference.evaluate import evaluator
@@ -46,12 +46,14 @@ class Lowered:
         constants: known arrays by name.
         codes: names of the 8-bit tensors that the model computes, in that order.
         reads: how often the model reads each tensor.
+        infos: types and shapes of tensors, where these are known.
     """
 
     work: tuple[Step | NodeProto, ...]
     constants: Mapping[str, Array]
     codes: tuple[str, ...]
     reads: Mapping[str, int]
+    infos: Mapping[str, ValueInfoProto]
 
 
 def lower(model: ModelProto) -> Lowered:
@@ -72,7 +74,7 @@ class _Lowering:
             if id(node) not in self.absorbed:
                 self._lower(node)
         reads = {name: len(nodes) for name, nodes in self.facts.readers.items()}
-        return Lowered(tuple(self.work), self.facts.constants, tuple(self.codes), reads)
+        return Lowered(tuple(self.work), self.facts.constants, tuple(self.codes), reads, self.facts.infos)
 
     def _lower(self, node: NodeProto) -> None:
         op, is_own = node.op_type, node.domain in OWN

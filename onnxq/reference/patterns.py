@@ -29,6 +29,8 @@ KERNEL_OPS = (
     *("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Softmax"),
 )
 
+BIAS_SHARE, BIAS_STEP = 0.01, 1e-6  # by how much a bias' scale may be off, measured
+
 
 @dataclass(frozen=True)
 class Match:
@@ -93,7 +95,7 @@ def _weighted(node: NodeProto, facts: Facts, grids: list[Grid]) -> Match | None:
     data, weight, *bias = grids
     if facts.kind(weight.codes) not in BYTES or (bias and facts.kind(bias[0].codes) != np.int32):
         return None
-    if node.op_type == "Conv" and _seen(facts, data) == INT8:
+    if node.op_type == "Conv" and (_seen(facts, data) == INT8 or not _fits(facts, grids)):
         return None
     if _seen(facts, data) == INT8 and facts.kind(weight.codes) != INT8:
         return None
@@ -107,6 +109,17 @@ def _weighted(node: NodeProto, facts: Facts, grids: list[Grid]) -> Match | None:
     if node.op_type == "Conv":
         return Match("QLinearConv", [*operands, *grid, codes], output, data, absorbed)
     return Match("QGemm", [*operands, codes, *grid], output, data, absorbed)
+
+
+def _fits(facts: Facts, grids: list[Grid]) -> bool:
+    """Whether a convolution's bias has about input scale times weight scale, which the kernel takes for granted."""
+    scales = [facts.constants.get(grid.scale) for grid in grids]
+    if len(scales) < 3:
+        return True
+    data, weight, bias = scales
+    if data is None or weight is None or bias is None:
+        return False
+    return bool(np.isclose(bias, data * weight, rtol=BIAS_SHARE, atol=BIAS_STEP).all())
 
 
 def _product(node: NodeProto, facts: Facts, grids: list[Grid]) -> Match | None:

@@ -25,6 +25,7 @@ from onnxq.reference.kernels import Step
 from onnxq.reference.lowering import Lowered
 
 Array = NDArray[Any]
+FLAT = "flat shape"  # of the second readers
 
 
 @dataclass
@@ -36,7 +37,8 @@ class Region:
         inputs, outputs: names of the tensors it takes and gives.
         constants: known arrays that it reads.
         reads: how often the whole model reads each tensor.
-        model: whose opsets and declared shapes hold here.
+        infos: types and shapes of the whole model's tensors, where these are known.
+        model: whose opsets and functions hold here.
     """
 
     nodes: list[NodeProto]
@@ -44,9 +46,10 @@ class Region:
     outputs: list[str]
     constants: Mapping[str, Array]
     reads: Mapping[str, int]
+    infos: Mapping[str, ValueInfoProto]
     model: ModelProto
     threads: int
-    sessions: dict[tuple[Any, ...], ort.InferenceSession] = field(default_factory=dict)
+    sessions: dict[bytes, ort.InferenceSession] = field(default_factory=dict)
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Its outputs by name.
@@ -55,21 +58,22 @@ class Region:
             ModelError: onnxruntime cannot run these nodes.
         """
         feeds = {name: arrays[name] for name in self.inputs}
-        key = tuple((x.dtype, x.ndim) for x in feeds.values())
+        infos = typed(feeds, self.infos)
+        key = b"".join(info.SerializeToString() for info in infos)
         if key not in self.sessions:
-            self.sessions[key] = make_session(self._model(feeds), threads=self.threads)
+            self.sessions[key] = make_session(self.model_for(infos), threads=self.threads)
         return run_session(self.sessions[key], feeds, self.outputs)
 
-    def _model(self, feeds: Mapping[str, Array]) -> ModelProto:
-        declared = {i.name: i for i in (*self.model.graph.input, *self.model.graph.value_info)}
+    def model_for(self, infos: Sequence[ValueInfoProto]) -> ModelProto:
+        """The nodes as a model whose inputs are declared so."""
         guards = self._guards()
         graph = helper.make_graph(
             [*self.nodes, *guards],
             "floats",
-            [_typed(name, x, declared.get(name)) for name, x in feeds.items()],
+            infos,
             [ValueInfoProto(name=name) for name in (*self.outputs, *(g.output[0] for g in guards))],
-            [numpy_helper.from_array(np.asarray(x), name) for name, x in self.constants.items()],
-            value_info=[declared[n] for node in self.nodes for n in node.output if n in declared],
+            [numpy_helper.from_array(np.asarray(x), n) for n, x in {**self.constants, FLAT: [-1]}.items()],
+            value_info=[self.infos[n] for node in self.nodes for n in node.output if n in self.infos],
         )
         found = helper.make_model(graph, opset_imports=list(self.model.opset_import))
         found.ir_version = self.model.ir_version
@@ -82,19 +86,24 @@ class Region:
         made = [name for node in self.nodes for name in node.output if name]
         own = {o.name for o in self.model.graph.output}
         return [
-            helper.make_node("Shape", [name], [f"{name} shape"])
+            helper.make_node("Reshape", [name, FLAT], [f"{name} again"])
             for name in made
             if 0 < inside[name] < self.reads.get(name, 0) and name not in own
         ]
 
 
-def _typed(name: str, x: Array, declared: ValueInfoProto | None) -> ValueInfoProto:
-    """The declaration of an input: its own where it fits, so that the runtime knows as much as it does of the whole model."""
-    kind = element_type(x.dtype)
-    own = None if declared is None else declared.type.tensor_type
-    if declared is not None and own is not None and own.elem_type == kind and len(own.shape.dim) == x.ndim:
-        return declared
-    return helper.make_tensor_value_info(name, kind, [None] * x.ndim)
+def typed(feeds: Mapping[str, Array], infos: Mapping[str, ValueInfoProto]) -> list[ValueInfoProto]:
+    """Declarations of inputs as the runtime infers them in the whole model; where nothing is known, the leading size is open."""
+    found = []
+    for name, x in feeds.items():
+        kind, info = element_type(x.dtype), infos.get(name)
+        own = None if info is None else info.type.tensor_type
+        if info is not None and own is not None and own.elem_type == kind and len(own.shape.dim) == x.ndim:
+            found.append(info)
+        else:
+            open_shape = [None if axis == 0 else size for axis, size in enumerate(x.shape)]
+            found.append(helper.make_tensor_value_info(name, kind, open_shape))
+    return found
 
 
 def schedule(lowered: Lowered, wanted: Iterable[str], model: ModelProto, threads: int) -> list[Step | Region]:
@@ -153,7 +162,9 @@ def _region(nodes: list[NodeProto], lowered: Lowered, model: ModelProto, threads
     made = {name for node in nodes for name in node.output}
     read = dict.fromkeys(name for node in nodes for name in read_names(node) if name not in made)
     known = {name: lowered.constants[name] for name in read if name in lowered.constants}
-    return Region(nodes, [n for n in read if n not in known], [], known, lowered.reads, model, threads)
+    return Region(
+        nodes, [n for n in read if n not in known], [], known, lowered.reads, lowered.infos, model, threads
+    )
 
 
 def _set_outputs(plan: Sequence[Step | Region], wanted: set[str]) -> None:

@@ -2,6 +2,9 @@
 
 It executes what is deployed. Codes are equal to those that onnxruntime computes; where operators stay float, up to the
 order of float sums (see `onnxq.reference.regions`).
+
+Products, convolutions and lookups are the same on every machine that adds in 32 bits. The rounding of additions and averages is
+that of x86; the kernels for ARM scale those in fixed point, and give the neighbouring code where a value lies close to a tie.
 """
 
 from __future__ import annotations

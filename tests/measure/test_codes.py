@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from onnx import ModelProto, checker
 
-from onnxq.measure.codes import coded_tensors, on_grid, parts, with_outputs
+from onnxq.measure.codes import coded_tensors, on_grid, parts, up_to, with_outputs
 from onnxq.model.session import make_session
 
 TEXT = """g (float[n,3] x) => (float[n,2] y) {
@@ -50,6 +50,14 @@ def test_parts_compute_the_whole(parse_model: Callable[..., ModelProto]) -> None
     assert (second.inputs, second.output) == (("x_q",), "y_q")
     np.testing.assert_array_equal(make_session(first.model).run(None, X)[0], whole[0])
     np.testing.assert_array_equal(make_session(second.model).run(None, {"x_q": whole[0]})[0], whole[1])
+
+
+def test_a_model_can_be_cut_off(parse_model: Callable[..., ModelProto]) -> None:
+    model = parse_model(TEXT, WEIGHTS)
+    whole = make_session(with_outputs(model, coded_tensors(model)), optimize=False)
+    for name, cut in up_to(model, coded_tensors(model)):
+        assert [o.name for o in cut.graph.output] == [name]
+        np.testing.assert_array_equal(make_session(cut).run(None, X)[0], whole.run([name], X)[0])
 
 
 def test_inputs_are_put_on_the_grid(parse_model: Callable[..., ModelProto]) -> None:

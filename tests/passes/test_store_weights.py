@@ -388,7 +388,7 @@ def test_convolutions_have_a_scale_for_each_channel_at_any_width(bits: int, gran
     y, floats = session.run(None, {"x": x})
     codes = floats / scale
     assert np.abs(codes - np.rint(codes)).max() < 1e-3
-    assert codes.round().min() >= -(1 << (bits - 1))
+    assert codes.round().min() == -(1 << (bits - 1))
     assert codes.round().max() < 1 << (bits - 1)
     off = np.abs((codes - w / scale).sum(axis=(2, 3)))
     assert off.max() <= 0.5 + 1e-3 + 4 * (bits == 2)  # of nine weights on four codes not enough can move
@@ -492,6 +492,31 @@ def test_a_layer_that_stays_float_keeps_the_weights_of_the_others() -> None:
     assert [t.data_type for t in compiled.graph.initializer] == [onnx.TensorProto.FLOAT]
     shared = stored(proto, weights=INT4, override=(f"{first}=w8", f"{second}=w4"))[1]
     assert [n.attribute[2].i for n in shared.graph.node] == [8, 8]
+
+
+@pytest.mark.parametrize(
+    "scheme", ["int4:block=32", "uint4:block=32", "int3:block=32", "int4:channel", "int8:channel"]
+)
+@pytest.mark.parametrize("target", ["ort-cpu", "onnx"])
+def test_weights_behind_a_transpose_are_stored(scheme: str, target: str) -> None:
+    proto = model(
+        "(float[N, 64] x) => (float[N, 80] y) { t = Transpose <perm = [1, 0]> (w) y = MatMul(x, t) }",
+        opset=21,
+        w=normal(80, 64),
+    )
+    parsed = QuantScheme.parse(scheme)
+    _, compiled, result = stored(proto, TARGETS[target], weights=parsed, first_last="same", accuracy=1)
+    assert result.changed == 1
+    largest = max(tensor_nbytes(t) for t in compiled.graph.initializer)
+    assert largest <= max(80 * 64 * parsed.bits // 8, 2048)  # what unpacks 3 bits
+    onnx.checker.check_model(compiled, full_check=True)
+    x = normal(3, 64)
+    exact = {"session.qdq_matmulnbits_accuracy_level": "1"}
+    (got,) = make_session(compiled, threads=1, config=exact).run(None, {"x": x})
+    if parsed.granularity == "block":
+        w = quantize_blocks(initializers(proto)["w"], 1, parsed.bits, 32, symmetric=parsed.symmetric).values()
+        np.testing.assert_allclose(got, x @ w.T, rtol=0, atol=1e-4)  # float32 sums of 64 products near 1
+    assert sqnr_db(x @ initializers(proto)["w"].T, got) > 6 * parsed.bits - 7  # 17 dB at 4 bits
 
 
 def test_a_product_that_is_also_an_output_and_read_twice() -> None:

@@ -44,16 +44,14 @@ def test_a_fused_addition_rounds_once(a: float, b: float, c: float) -> None:
 
 
 def test_a_fused_addition_where_float64_would_round_twice() -> None:
-    """2^-24 (1 + 2^-23) + 1 lies above the middle of two float32 by 2^-47, and with 2^-60 less it is still no tie in float64."""
-    one, step = np.float32(1), np.float32(2.0**-24)
-    for a, b in ((step, np.float32(1 + 2.0**-23)), (step, one), (step, np.float32(1 - 2.0**-24))):
-        exact = Fraction(float(a)) * Fraction(float(b)) + 1
-        assert fma(np.array([a]), np.array([b]), np.array([one]))[0] == nearest(exact)
-    large, small = np.float32(2.0**30), np.float32(1 + 2.0**-23)  # the middle, and 2^-46 of it beyond float64
+    """(1 + 2^-23)(1 - 2^-23) 2^-24 lies 2^-70 below the middle between two float32 above 1, which float64 cannot tell."""
+    odd = 1 + 2.0**-23  # a tie goes to the even neighbour above it
     for sign in (1, -1):
-        a, b, c = np.float32(2.0**-31) * small, small, np.float32(sign * (large + 64))
-        exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
-        assert fma(np.array([a]), np.array([b]), np.array([c]))[0] == nearest(exact)
+        a, b = np.float32(2.0**-24 * (1 + 2.0**-23)), np.float32(sign * (1 - 2.0**-23))
+        addend = np.float32(sign * odd)
+        exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(addend))
+        assert np.float32(np.float64(a) * np.float64(b) + np.float64(addend)) != nearest(exact)
+        assert fma(np.array([a]), np.array([b]), np.array([addend]))[0] == nearest(exact) == addend
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8])
@@ -94,7 +92,7 @@ def test_the_grid_of_a_dynamic_quantization(values: list[float]) -> None:
         assert (found_scale, found_zero) == (scale, zero)
         np.testing.assert_array_equal(quantize_linear(x, found_scale, found_zero), codes)
     else:
-        assert (found_scale, found_zero) == (1.0, 0)
+        assert (found_scale.item(), found_zero.item()) == (1.0, 0)
 
 
 def test_sums_are_rounded_to_float32_before_they_are_scaled() -> None:

@@ -26,7 +26,7 @@ class Draw:
         info = np.iinfo(dtype or self.dtype)
         return self.rng.integers(info.min, info.max + 1, shape).astype(info.dtype)
 
-    def grid(self, name: str, low: float = 0.005, high: float = 0.05) -> dict[str, Array]:
+    def grid(self, name: str, low: float = 0.005, high: float = 0.05) -> dict[str, Any]:
         """A scale and a zero point, which is the smallest code in half of the cases."""
         info = np.iinfo(self.dtype)
         zero = self.codes() if self.rng.integers(2) else np.array(info.min, info.dtype)
@@ -71,7 +71,7 @@ def test_convolutions(case: str, types: tuple[str, str], build_model: Build, ass
     draw = Draw(len(case), types[0])
     by_channel = types[1] == "int8"  # the operator takes uint8 weights per tensor
     constants = draw.grid("x") | draw.weights(kernel, types[1], kernel[0] if by_channel else None)
-    size = np.float32(np.sqrt(np.prod(kernel[1:])))
+    size = float(np.sqrt(np.prod(kernel[1:])))
     constants |= draw.grid("y", 0.03 * size, 0.15 * size) | {"b": draw.bias(kernel[0])}
     names = ["x", "x_scale", "x_zero", "w", "w_scale", "w_zero", "y_scale", "y_zero"]
     feeds = {"x": draw.codes(*shape)}
@@ -209,6 +209,43 @@ def test_additions_and_multiplications(
         assert_exact(build_model([node], feeds, constants), feeds)
 
 
+# Scales and zero points of a, of b and of their sum, whose values lie on ties: one rounding more moves thousands of codes.
+TIES = [
+    (0.046, 205, 0.046, 186, 0.276, 82),
+    (0.03, 95, 0.045, 249, 0.09, 90),
+    (0.014, 152, 0.042, 165, 0.028, 36),
+    (0.016, 175, 0.032, 150, 0.096, 75),
+]
+
+
+@pytest.mark.parametrize("grids", TIES)
+def test_additions_on_ties(grids: tuple[float, ...], build_model: Build, assert_exact: Check) -> None:
+    """All pairs of codes."""
+    names = ["a_scale", "a_zero", "b_scale", "b_zero", "y_scale", "y_zero"]
+    kinds = ("float32", "uint8") * 3
+    constants = {n: np.array(v, kind) for n, v, kind in zip(names, grids, kinds, strict=True)}
+    every = np.arange(256, dtype=np.uint8)
+    feeds = {"a": np.repeat(every, 256), "b": np.tile(every, 256)}
+    inputs = ["a", *names[:2], "b", *names[2:]]
+    node = helper.make_node("QLinearAdd", inputs, ["y"], domain=MICROSOFT)
+    assert_exact(build_model([node], feeds, constants), feeds)
+
+
+@pytest.mark.parametrize("op", ["QLinearConv", "QLinearMatMul"])
+def test_factors_round_as_in_the_runtime(op: str, build_model: Build, assert_exact: Check) -> None:
+    """Of a million requantized sums a_scale (b_scale / y_scale) would move two, and nine, from these seeds."""
+    is_conv = op == "QLinearConv"
+    draw = Draw(8 if is_conv else 5)
+    constants = draw.grid("a") | draw.weights((300, 64, 1, 1) if is_conv else (64, 300), "int8", 300)
+    constants |= {"y_scale": np.float32(0.13), "y_zero": np.array(128, np.uint8)}
+    constants["a_zero"] = np.array(128, np.uint8)
+    feeds = {
+        "a": draw.codes(*((10, 64, 20, 20) if is_conv else (4000, 64))) // 4 + 96
+    }  # few sums pass the range
+    inputs = ["a", "a_scale", "a_zero", "w", "w_scale", "w_zero", "y_scale", "y_zero"]
+    assert_exact(build_model([helper.make_node(op, inputs, ["y"])], feeds, constants), feeds)
+
+
 def unary(
     op: str, feeds: dict[str, Array], constants: dict[str, Array], build: Build, **given: Any
 ) -> ModelProto:
@@ -239,9 +276,10 @@ def test_sigmoids(build_model: Build, assert_exact: Check) -> None:
 def test_softmaxes(axis: int, opset: int, dtype: str, build_model: Build, assert_exact: Check) -> None:
     for seed, step in enumerate((1 / 256, 1 / 255, 0.0061, 0.02)):
         draw = Draw(seed, dtype)
-        feeds = {"x": draw.codes(9, 6, 33)}
+        feeds = {"x": draw.codes(900, 6, 33)}
         constants = draw.grid("x", 0.005, 0.2)
-        constants |= {"y_scale": np.float32(step), "y_zero": np.array(np.iinfo(dtype).min, dtype)}
+        constants["y_scale"] = np.float32(step)
+        constants["y_zero"] = np.array(np.iinfo(dtype).min, dtype)
         model = unary("QLinearSoftmax", feeds, constants, build_model, axis=axis, opset=opset)
         assert_exact(model, feeds)
 
@@ -253,6 +291,12 @@ POOLS: list[dict[str, Any]] = [
     {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1},
     {"kernel_shape": [5, 5], "strides": [3, 3], "pads": [2, 2, 2, 2], "ceil_mode": 1},
     {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"},
+    {
+        "kernel_shape": [2, 2],
+        "strides": [4, 3],
+        "pads": [1, 1, 1, 1],
+        "ceil_mode": 1,
+    },  # a last window in the padding
     {"kernel_shape": [9, 8]},
 ]
 
@@ -282,6 +326,15 @@ def test_global_averages(image: tuple[int, ...], dtype: str, build_model: Build,
     for seed in range(10):
         draw = Draw(seed, dtype)
         feeds, constants = {"x": draw.codes(4, 33, *image)}, draw.grid("x") | draw.grid("y")
+        assert_exact(unary("QLinearGlobalAveragePool", feeds, constants, build_model), feeds)
+
+
+def test_global_averages_on_ties(build_model: Build, assert_exact: Check) -> None:
+    """Means of 12 codes at 6 times the scale, whose halves depend on how the factor is rounded."""
+    for scale in np.linspace(0.011, 0.05, 13, dtype=np.float32):
+        feeds = {"x": Draw(1).codes(64, 256, 3, 4)}
+        constants = {"x_scale": scale, "y_scale": scale * np.float32(0.7)}
+        constants |= {"x_zero": np.array(3, np.uint8), "y_zero": np.array(9, np.uint8)}
         assert_exact(unary("QLinearGlobalAveragePool", feeds, constants, build_model), feeds)
 
 

@@ -26,7 +26,7 @@ class QDQ:
     def __init__(self, dtype: str = "uint8") -> None:
         self.rng, self.dtype = np.random.default_rng(5), dtype
         self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, Array] = {}
+        self.constants: dict[str, Any] = {}
 
     def node(self, op: str, inputs: str, output: str, **given: Any) -> str:
         names = [] if not inputs else inputs.split(" ")
@@ -187,13 +187,32 @@ def test_an_activation_vanishes_where_the_grid_implies_it(
         assert_exact(model, images())
 
 
-def test_what_the_graph_prevents(build_model: Build, assert_exact: Check) -> None:
-    """A float bias, a second reader, an output, a missing quantization: the convolution stays float."""
-    for case in ("float bias", "reader", "output", "no end"):
+@pytest.mark.parametrize("sign", [1, -1])
+def test_how_far_the_scale_of_a_bias_may_be_off(sign: int, build_model: Build, assert_exact: Check) -> None:
+    for is_fused, times in ((True, 0.999), (False, 1.001)):
         graph = QDQ()
         data = graph.quantize("x", 0.03, 120)
         weight = graph.weight("w", 8, 8, 3, 3)
         bias = graph.bias("b", data, weight)
+        scale = graph.constants["b_s"].copy()
+        scale[3] += times * (0.01 * scale[3] + 1e-6) * sign
+        graph.constants["b_s"] = scale
+        graph.node("Conv", f"{data} {weight} {bias}", "y")
+        out = graph.quantize("y", 0.37, 99)
+        model = build_model(graph.nodes, images(), graph.constants, (out,))
+        assert (ops(model) == ["QLinearConv"]) == is_fused
+        assert_exact(model, images())
+
+
+def test_what_the_graph_prevents(build_model: Build, assert_exact: Check) -> None:
+    """A float bias, one of another scale, a second reader, an output, a missing quantization: the convolution stays float."""
+    for case in ("float bias", "other bias", "reader", "output", "no end"):
+        graph = QDQ()
+        data = graph.quantize("x", 0.03, 120)
+        weight = graph.weight("w", 8, 8, 3, 3)
+        bias = graph.bias("b", data, weight)
+        if case == "other bias":
+            graph.constants["b_s"] = graph.constants["b_s"] * np.float32(1.1)
         if case == "float bias":
             graph.constants["float"] = np.ones(8, np.float32)
             bias = "float"
@@ -295,16 +314,30 @@ def test_int8_activations(readers: int, build_model: Build, assert_exact: Check)
     assert ops(model) == ["QLinearConv"] * (2 if readers == 1 else 0)
 
 
-def test_int8_additions_are_moved_to_uint8_as_well(build_model: Build, assert_exact: Check) -> None:
-    """With the zero points moved by 128 the float part of a sum is another number, which shows on ties."""
-    rng = np.random.default_rng(1)
-    feeds = {n: rng.normal(size=(4, 4096)).astype(np.float32) for n in "ab"}
-    for seed in range(8):
-        graph = QDQ("int8")
-        scale = 0.02 + 0.001 * seed
-        left, right = graph.quantize("a", scale, 3), graph.quantize("b", scale, -7)
-        graph.node("Add", f"{left} {right}", "y")
-        out = graph.quantize("y", 2 * scale, 1)
-        model = build_model(graph.nodes, feeds, graph.constants, (out,))
-        assert_exact(model, feeds)
-        assert ops(model) == ["QLinearAdd"]
+def test_int8_codes_of_two_readers_stay_int8(build_model: Build, assert_exact: Check) -> None:
+    graph = QDQ("int8")
+    first = conv(graph, graph.quantize("x", 0.03, -8), "f", 0.37, zero=5)
+    outputs = [conv(graph, first, "y", 5.0, zero=-20)]
+    outputs.append(graph.node("DequantizeLinear", "f_q f_s f_z", "again"))
+    model = build_model(graph.nodes, images(), graph.constants, tuple(outputs))
+    assert_exact(model, images())
+    assert ops(model) == []
+
+
+@pytest.mark.parametrize("is_output", [True, False])
+def test_int8_additions(is_output: bool, build_model: Build, assert_exact: Check) -> None:
+    """With zero points moved by 128 a sum is rounded otherwise, which shows on ties; codes read twice are not moved."""
+    graph = QDQ("int8")
+    values = np.arange(-128, 128, dtype=np.float32)
+    feeds = {
+        "a": np.repeat(values + 111, 256) * np.float32(0.034),
+        "b": np.tile(values - 124, 256) * np.float32(0.034),
+    }
+    left, right = graph.quantize("a", 0.034, -111), graph.quantize("b", 0.034, 124)
+    graph.node("Add", f"{left} {right}", "y")
+    outputs = [graph.quantize("y", 0.204, -12)]
+    if is_output:
+        outputs += [graph.node("DequantizeLinear", f"{n}_q {n}_s {n}_z", f"{n}_again") for n in "aby"]
+    model = build_model(graph.nodes, feeds, graph.constants, tuple(outputs))
+    assert_exact(model, feeds)
+    assert ops(model) == ["QLinearAdd"]

@@ -92,9 +92,9 @@ def openvino() -> Callable[..., tuple[Arrays, dict[str, str]]]:
     package = pytest.importorskip("openvino", reason="OpenVINO is not installed")
     core = package.Core()
 
-    def run(model: ModelProto, feeds: Feeds) -> tuple[Arrays, dict[str, str]]:
+    def run(model: ModelProto, feeds: Feeds, **config: str) -> tuple[Arrays, dict[str, str]]:
         read = core.read_model(model.SerializeToString())
-        compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **config})
         found = compiled({i.any_name: feeds[i.any_name] for i in compiled.inputs})
         infos = [op.get_rt_info() for op in compiled.get_runtime_model().get_ordered_ops()]
         kernels: dict[str, set[str]] = {}

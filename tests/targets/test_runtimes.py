@@ -30,7 +30,7 @@ Array = NDArray[Any]
 Arrays = dict[str, Array]
 Feeds = Mapping[str, Array]
 Run = Callable[[ModelProto, Feeds], Arrays]
-OpenVINO = Callable[[ModelProto, Feeds], tuple[Arrays, dict[str, str]]]
+OpenVINO = Callable[..., tuple[Arrays, dict[str, str]]]
 Shown = Callable[[ModelProto, Feeds], tuple[ModelProto, Arrays, Arrays]]
 Residual = Callable[..., tuple[Program, ModelProto]]
 
@@ -166,6 +166,26 @@ def test_openvino_models_run_in_integers_and_agree(
     assert "f32" not in kernels["Convolution"]
 
 
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+@pytest.mark.parametrize("bits", ["w2", "w3", "w4", "w8"])
+def test_weights_alone_mean_the_same_everywhere(
+    bits: str, target: str, models_dir: Path, in_evaluator: Run, openvino: OpenVINO
+) -> None:
+    """OpenVINO and onnxruntime would quantize the inputs of such products when they run, unless told not to."""
+    source = prepare(load_model(models_dir / "digits_transformer.onnx"), 21)[0]
+    model, feeds = onnxq.compile_model(source, target=target, bits=bits).model, digits(models_dir)
+    (output,) = (o.name for o in model.graph.output)
+    expected = make_session(model, threads=1, optimize=False).run([output], dict(feeds))[0]
+    found = {
+        "onnx": in_evaluator(model, feeds)[output],
+        "openvino": openvino(model, feeds, DYNAMIC_QUANTIZATION_GROUP_SIZE="0")[0][output],
+    }
+    for values in found.values():
+        np.testing.assert_allclose(
+            values, expected, rtol=0, atol=1e-5 * np.abs(expected).max()
+        )  # orders of float32 sums
+
+
 CHILD = """
 import sys, numpy as np, openvino
 compiled = openvino.Core().compile_model(sys.argv[1], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -224,6 +244,7 @@ def test_resnet20_agrees(
     cifar10: Path,
     shown: Shown,
     in_evaluator: Run,
+    in_onnxruntime: Run,
     request: pytest.FixtureRequest,
 ) -> None:
     model = onnxq.compile_model(
@@ -239,7 +260,9 @@ def test_resnet20_agrees(
     assert_layers_agree(model, feeds, codes, in_evaluator)
     run: OpenVINO = request.getfixturevalue("openvino")
     assert_layers_agree(model, feeds, codes, lambda part, given: run(part, given)[0])
-    assert run(model, feeds)[1]["Convolution"] == "u8"
+    found, kernels = run(model, feeds)
+    assert_outputs_agree(found, in_onnxruntime(model, feeds))
+    assert kernels["Convolution"] == "u8"
 
 
 def test_tensorrt_files_compute_the_same_in_onnx(
@@ -249,3 +272,21 @@ def test_tensorrt_files_compute_the_same_in_onnx(
     model = compiled(models_dir, "digits_cnn", "w8a8", target="tensorrt")
     exposed, feeds, _ = shown(model, digits(models_dir))
     assert_layers_agree(model, feeds, in_evaluator(exposed, feeds), in_onnxruntime)
+
+
+def test_products_on_codes_are_standard_and_agree(
+    parse_model: Callable[..., ModelProto], shown: Shown, in_evaluator: Run
+) -> None:
+    """A product whose output is codes becomes a QLinearMatMul; the one behind it writes floats and stays in the QDQ form."""
+    rng = np.random.default_rng(2)
+    weights = {name: rng.normal(size=(64, 64)).astype(np.float32) for name in ("w", "v")}
+    source = parse_model(
+        "g (float[n,64] x) => (float[n,64] y) { c = MatMul(x, w) y = MatMul(c, v) }", weights, 21
+    )
+    feeds = {"x": rng.normal(size=(32, 64)).astype(np.float32)}
+    model = onnxq.compile_model(source, feeds, target="onnx", form="integer").model
+    assert [n.op_type for n in model.graph.node if "MatMul" in n.op_type] == ["QLinearMatMul", "MatMul"]
+    exposed, moved, codes = shown(model, feeds)
+    found = in_evaluator(exposed, moved)
+    for tensor in coded_tensors(model):
+        assert apart(found[tensor], codes[tensor]).max() <= 1

@@ -150,9 +150,14 @@ def test_portable_models_hold_standard_operators_alone(
     assert {entry.domain for entry in model.opset_import} <= {"", "ai.onnx.ml"}
 
 
-@pytest.mark.parametrize("preset", ["int8-dynamic", "weight-only"])
-def test_portable_models_without_data_hold_standard_operators_alone(preset: str, models_dir: Path) -> None:
-    model = onnxq.compile_model(models_dir / "digits_transformer.onnx", target="onnx", preset=preset).model
+@pytest.mark.parametrize(
+    "options", [{"preset": "int8-dynamic"}, *({"bits": f"w{bits}"} for bits in range(2, 9))]
+)
+def test_portable_models_without_data_hold_standard_operators_alone(
+    options: dict[str, str], models_dir: Path
+) -> None:
+    path = models_dir / "digits_transformer.onnx"
+    model = onnxq.compile_model(path, target="onnx", **options).model  # type: ignore[arg-type]
     assert all(node.domain == "" for node in model.graph.node)
 
 
