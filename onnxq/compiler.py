@@ -15,10 +15,11 @@ from onnxq.calibration.table import CalibrationTable
 from onnxq.choices import Choices
 from onnxq.data import Dataset, ImageOptions, input_specs, open_data
 from onnxq.errors import DataError
-from onnxq.model.disk import Spool, file_of
+from onnxq.model.disk import DataFile, Spool
 from onnxq.model.load import load_model, model_digest
 from onnxq.model.prepare import prepare
 from onnxq.model.skeleton import model_bytes
+from onnxq.model.tensors import data_files
 from onnxq.model.write import write_model
 from onnxq.pipeline import Context, Pipeline, Progress, no_progress
 from onnxq.program import Program
@@ -39,13 +40,14 @@ class CompiledModel:
         model: the ONNX model.
         report: what was done and measured.
         table: the calibration statistics, None without data.
-        spool: holds initializers of a `model` too large for memory; then only what `save` writes can be read by others.
+        files: that hold weights of a model too large for memory, temporary ones and the user's; only what `save` writes can then
+            be read by others.
     """
 
     model: onnx.ModelProto
     report: Report
     table: CalibrationTable | None
-    spool: Spool | None = None
+    files: frozenset[DataFile] = frozenset()
 
     def save(self, path: str | Path, progress: Progress = no_progress) -> None:
         """Write the model atomically; weights go to PATH.data when it would pass 2 GB, or they were too many for memory.
@@ -53,7 +55,7 @@ class CompiledModel:
         Raises:
             ModelError: the file cannot be written; an existing one is untouched.
         """
-        write_model(self.model, path, progress=_megabytes(progress))
+        write_model(self.model, path, spared=self.files, progress=_megabytes(progress))
 
 
 @dataclass
@@ -158,8 +160,10 @@ def compile_model(
     with clock.stage("load"):
         progress("loading", 0, None)
         job = _load(model, calibration, load_calibration, images, samples, steps.opset(goal))
-        if any(file_of(tensor) is not None for tensor in job.prepared.graph.initializer):
+        files = data_files(job.original)
+        if files:
             job.program.spool = Spool(scratch or (Path(output).parent if output is not None else None))
+            files |= {job.program.spool}
     context = Context(job.data, samples, goal, seed, threads, provider, progress, warnings.append)
     ran = steps.run(job.program, context)
     for step in ran:
@@ -176,7 +180,7 @@ def compile_model(
         if save_calibration is not None:
             _save_table(table, save_calibration)
         if output is not None:
-            write_model(compiled, output, progress=_megabytes(progress))
+            write_model(compiled, output, spared=files, progress=_megabytes(progress))
     if choices.falls_back(has_data):
         warnings.insert(
             0, f"there is no calibration data, so the pipeline is '{steps}': no activation has a fixed range"
@@ -200,7 +204,7 @@ def compile_model(
         notes=job.notes,
         warnings=(*warnings, *(job.data.warnings() if job.data is not None else ()), *verification.warnings),
     )
-    return CompiledModel(compiled, report, table, job.program.spool)
+    return CompiledModel(compiled, report, table, files)
 
 
 def _megabytes(progress: Progress) -> Callable[[int, int], None]:

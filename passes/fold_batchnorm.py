@@ -54,6 +54,7 @@ class FoldBatchNorm(Pass):
             )
             if layer is not None and reason is None:
                 _fold(graph, names, layer, node)
+                program.shelve([layer])
                 folded += 1
             elif reason is not None and (layer is not None or node.op == "BatchNormalization"):
                 skipped[node.name] = reason

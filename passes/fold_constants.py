@@ -1,7 +1,8 @@
 """Evaluate everything that does not depend on the inputs.
 
 Foldable nodes are run together in onnxruntime, so a fold means exactly what the runtime would compute. When
-that fails, each half is tried by itself, until the nodes that must stay are found.
+that fails, or their results would take much memory at once, each half is tried by itself, until the nodes that must
+stay are found.
 """
 
 from __future__ import annotations
@@ -98,16 +99,21 @@ class _Folder:
             for tensor in node.outputs
             if uses.escapes(tensor) or any(id(r) not in inner for r in uses.readers(tensor))
         ]
+        if len(nodes) > 1 and sum(map(_bytes, wanted)) > self.limit:
+            return self._fold_halves(nodes)
         try:
             values = self._evaluate(nodes, wanted)
         except ModelError as error:
             if len(nodes) > 1:
-                half = len(nodes) // 2
-                return self.fold(nodes[:half]) + self.fold(nodes[half:])
+                return self._fold_halves(nodes)
             self.skipped[nodes[0].name] = str(error)
             return 0
         self._replace(nodes, wanted, values, uses)
         return len(nodes)
+
+    def _fold_halves(self, nodes: list[gs.Node]) -> int:
+        half = len(nodes) // 2
+        return self.fold(nodes[:half]) + self.fold(nodes[half:])
 
     def _foldable(self, candidates: list[gs.Node]) -> Iterator[gs.Node]:
         """Nodes whose inputs are constant or come from nodes before, and that nothing forbids to fold."""
@@ -154,6 +160,7 @@ class _Folder:
         for tensor, value in zip(wanted, values, strict=True):
             if tensor.name not in outputs:
                 tensor.to_constant(value)
+                self.program.shelve(uses.readers(tensor))
                 continue
             source = constant(names, f"{tensor.name}_value", value)
             replace_reads(uses.readers(tensor), tensor, source)

@@ -45,6 +45,13 @@ class DataFile:
             ModelError: the file is not there any more, or was changed.
         """
 
+    def is_at(self, path: Path) -> bool:
+        """Whether a path leads to this file."""
+        try:
+            return path.samefile(self.path)
+        except OSError:
+            return False
+
     def map(self, offset: int, length: int) -> Bytes:
         """Bytes of the file, read when they are touched.
 
@@ -94,13 +101,6 @@ class SourceFile(DataFile):
             raise ModelError(f"cannot read the data file {self.path}: {reason(error)}") from None
         if now != self._identity:
             raise ModelError(f"the data file {self.path} was changed while its model was used")
-
-    def is_at(self, path: Path) -> bool:
-        """Whether a path leads to this file."""
-        try:
-            return path.samefile(self.path)
-        except OSError:
-            return False
 
 
 class Spool(DataFile):

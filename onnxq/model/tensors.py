@@ -21,7 +21,7 @@ from onnx import (
 )
 
 from onnxq.errors import ModelError
-from onnxq.model.disk import disk_bytes, file_of
+from onnxq.model.disk import DataFile, disk_bytes, file_of
 
 # Name and bits of one element; strings have no fixed size.
 ELEMENTS: dict[int, tuple[str, int]] = {
@@ -119,6 +119,20 @@ def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
                         yield from attribute_tensors(inner)
 
 
+def data_files(model: ModelProto) -> frozenset[DataFile]:
+    """The files that hold data of the model's tensors.
+
+    Raises:
+        ModelError: the data of a tensor is in a file that was not loaded.
+    """
+    external = [t for t in all_tensors(model) if t.data_location == TensorProto.EXTERNAL]
+    files = {tensor.name: file_of(tensor) for tensor in external}
+    for name, file in files.items():
+        if file is None:
+            raise ModelError(f"the data of tensor {name!r} is in a file that was not loaded")
+    return frozenset(file for file in files.values() if file is not None)
+
+
 def tensor_nbytes(tensor: TensorProto) -> int:
     """Bytes of the elements as the shape and the type say, packed types counted packed.
 
@@ -180,14 +194,12 @@ def in_memory(tensor: TensorProto) -> TensorProto:
     """
     if file_of(tensor) is None:
         return tensor
-    return TensorProto(
-        name=tensor.name,
-        data_type=tensor.data_type,
-        dims=tensor.dims,
-        raw_data=bytes(tensor_bytes(tensor)),
-        doc_string=tensor.doc_string,
-        metadata_props=tensor.metadata_props,
-    )
+    held = TensorProto()
+    held.CopyFrom(tensor)
+    for field in ("data_location", "external_data"):
+        held.ClearField(field)
+    held.raw_data = bytes(tensor_bytes(tensor))
+    return held
 
 
 def _typed_bytes(tensor: TensorProto) -> bytes:

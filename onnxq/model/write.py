@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterator
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,14 +14,13 @@ from onnx import ModelProto, TensorProto, external_data_helper
 
 from onnxq.errors import ModelError
 from onnxq.files import flush, flush_directory, new_file, obstacle, reason, replacing
-from onnxq.model.disk import PAGE, DataFile, SourceFile, file_of
+from onnxq.model.disk import PAGE, DataFile
 from onnxq.model.skeleton import LARGE, PROTOBUF_LIMIT, copy_fields
-from onnxq.model.tensors import all_tensors, in_memory, tensor_bytes, tensor_nbytes
+from onnxq.model.tensors import all_tensors, data_files, in_memory, tensor_bytes, tensor_nbytes
 
 INLINE_LIMIT = PROTOBUF_LIMIT - 2**24  # bytes; leaves room for the nodes
 
 Written = Callable[[int, int], None]
-Files = AbstractSet[DataFile | None]
 
 
 def _unheard(done: int, total: int) -> None:
@@ -31,13 +28,19 @@ def _unheard(done: int, total: int) -> None:
 
 
 def write_model(
-    model: ModelProto, path: str | Path, *, external: bool | None = None, progress: Written = _unheard
+    model: ModelProto,
+    path: str | Path,
+    *,
+    external: bool | None = None,
+    spared: Iterable[DataFile] = (),
+    progress: Written = _unheard,
 ) -> tuple[Path, ...]:
     """Write a model, replacing what is at `path` only once the new files are whole and on disk.
 
     Args:
         external: put the large initializers into `<name>.data` beside the model; None does so when one file cannot
             hold them, or some of them are on disk (`onnxq.model.disk`).
+        spared: files that are not replaced, besides those that the model is read from.
         progress: called with the bytes of large initializers that are written and those there are.
 
     Returns:
@@ -49,51 +52,38 @@ def write_model(
     given = Path(path)
     try:
         target = given.resolve()  # a link stays a link
-        _refuse(target)
+        files = data_files(model)
+        spared = {*spared, *files}
+        _refuse(target, spared)
         stored = sum(tensor_nbytes(t) for t in all_tensors(model))
-        files = set(map(_source, all_tensors(model))) - {None}
         if external or (external is None and (files or stored > INLINE_LIMIT)):
-            return _write_pair(model, target, files, progress)
-        return _write_one(model, target, files)
+            return _write_pair(model, target, spared, progress)
+        return _write_one(_internalized(model) if files else model, target)
     except ModelError as error:
         raise ModelError(f"cannot write {given}: {error}") from None
     except (OSError, RuntimeError, ValueError) as error:  # links in a loop, a null byte in the name
         raise ModelError(f"cannot write {given}: {reason(error)}") from None
 
 
-def _refuse(target: Path) -> None:
+def _refuse(target: Path, spared: Iterable[DataFile]) -> None:
     problem = obstacle(target)
+    if problem is None and any(file.is_at(target) for file in spared):
+        problem = f"{target} holds weights of the model that is compiled"
     if problem is not None:
         raise ModelError(problem)
 
 
-def _source(tensor: TensorProto) -> DataFile | None:
-    """The file that holds a tensor's data, None when it is in memory."""
-    file = file_of(tensor)
-    if file is None and tensor.data_location == TensorProto.EXTERNAL:
-        raise ModelError(f"the data of tensor {tensor.name!r} is in a file that was not loaded")
-    return file
-
-
-def _refuse_sources(files: Files, *targets: Path) -> None:
-    for file, target in product(files, targets):
-        if isinstance(file, SourceFile) and file.is_at(target):
-            raise ModelError(f"{target} holds weights of the model that is read; choose another name")
-
-
-def _write_one(model: ModelProto, target: Path, files: Files) -> tuple[Path, ...]:
-    _refuse_sources(files, target)
-    if files:
-        model = _internalized(model)
+def _write_one(model: ModelProto, target: Path) -> tuple[Path, ...]:
     with replacing(target) as file:
         file.write(_serialized(model))
     return (target,)
 
 
-def _write_pair(model: ModelProto, target: Path, files: Files, progress: Written) -> tuple[Path, ...]:
+def _write_pair(
+    model: ModelProto, target: Path, spared: Iterable[DataFile], progress: Written
+) -> tuple[Path, ...]:
     data_path = target.with_name(target.name + ".data")
-    _refuse(data_path)
-    _refuse_sources(files, target, data_path)
+    _refuse(data_path, spared)
     with new_file(data_path) as (data, new_data), new_file(target) as (file, new_model):
         file.write(_serialized(_externalized(model, data, data_path.name, progress)))
         flush(data)

@@ -11,8 +11,11 @@ import pytest
 from onnx import ModelProto, TensorProto, external_data_helper, helper, numpy_helper, parser
 
 from onnxq.errors import ModelError
+from onnxq.model.disk import file_of
 from onnxq.model.load import check_model, load_model, model_digest
-from onnxq.model.tensors import storage_bytes
+from onnxq.model.prepare import prepare
+from onnxq.model.skeleton import model_bytes
+from onnxq.model.tensors import in_memory, storage_bytes
 
 WEIGHT = np.arange(2048, dtype=np.float32)  # larger than what a skeleton keeps
 
@@ -153,6 +156,75 @@ def test_data_that_is_missing_or_does_not_fit(tmp_path: Path) -> None:
         assert "not a number of bytes" in refusal(externalized(tmp_path, offset=text))
     assert "not a regular file" in refusal(externalized(tmp_path, location="."))
     assert refusal(externalized(tmp_path, location=""))
+
+
+@pytest.fixture
+def nothing_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large external data stays on disk."""
+    monkeypatch.setattr("onnxq.model.load.HELD", 0)
+
+
+def wide_model(folder: Path) -> tuple[ModelProto, Path]:
+    """A model with a large and a small initializer and a large one in an attribute, and the file that has it all in another."""
+    model: ModelProto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[30000] x) => (float[30000] y)'
+        " { c = Constant<value = float[1] {0.0}>()\n a = Add(x, w)\n b = Add(a, c)\n y = Mul(b, small) }"
+    )
+    rng = np.random.default_rng(1)
+    large, small, inner = (rng.normal(size=n).astype(np.float32) for n in (30000, 1, 30000))
+    model.graph.initializer.extend(numpy_helper.from_array(v, n) for v, n in ((large, "w"), (small, "small")))
+    model.graph.node[0].attribute[0].t.CopyFrom(numpy_helper.from_array(inner, "c"))
+    apart = ModelProto()
+    apart.CopyFrom(model)
+    external_data_helper.convert_model_to_external_data(apart, location="w.bin", size_threshold=0)
+    tensors = [*apart.graph.initializer, apart.graph.node[0].attribute[0].t]
+    with (folder / "w.bin").open("wb") as data:
+        for tensor in tensors:
+            external_data_helper.set_external_data(tensor, "w.bin", data.tell(), len(tensor.raw_data))
+            data.write(tensor.raw_data)
+            tensor.ClearField("raw_data")
+    return model, saved(folder, apart)
+
+
+def test_little_data_is_read_into_the_model(tmp_path: Path) -> None:
+    model, path = wide_model(tmp_path)
+    assert load_model(path) == model
+
+
+@pytest.mark.usefixtures("nothing_held")
+def test_of_much_data_large_initializers_stay_on_disk(tmp_path: Path) -> None:
+    model, path = wide_model(tmp_path)
+    loaded = load_model(path)
+    large, small = loaded.graph.initializer
+    assert file_of(large) is not None
+    assert not large.raw_data
+    assert small == model.graph.initializer[1]
+    assert loaded.graph.node[0] == model.graph.node[0]  # a Constant's value is part of the graph
+    assert in_memory(large) == model.graph.initializer[0]
+    assert model_digest(loaded) == model_digest(model)
+    assert storage_bytes(loaded) == storage_bytes(model)
+    assert abs(model_bytes(loaded) - model.ByteSize()) < 300  # the names of a file and places in it
+
+
+@pytest.mark.usefixtures("nothing_held")
+def test_preparing_leaves_data_on_disk(tmp_path: Path) -> None:
+    model, path = wide_model(tmp_path)
+    loaded, notes = prepare(load_model(path), 21)
+    expected, same_notes = prepare(model, 21)
+    kept = next(t for t in loaded.graph.initializer if t.name == "w")
+    assert file_of(kept) is not None
+    assert notes == same_notes
+    assert model_digest(loaded) == model_digest(expected)
+
+
+@pytest.mark.usefixtures("nothing_held")
+def test_what_does_not_fit_is_refused_before_it_is_needed(tmp_path: Path) -> None:
+    _, path = wide_model(tmp_path)
+    data = tmp_path / "w.bin"
+    data.write_bytes(data.read_bytes()[:1000])
+    assert "too short" in refusal(path)
+    data.unlink()
+    assert "'w.bin'" in refusal(path)
 
 
 def test_the_digest_is_of_what_is_computed() -> None:

@@ -9,12 +9,14 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 
 from onnxq.errors import ModelError, UsageError
+from onnxq.model.disk import SourceFile, Spool, put_on_disk, retype
 from onnxq.model.session import make_session, optimized_model, session_and_optimized
-from onnxq.model.tensors import storage_bytes
+from onnxq.model.tensors import storage_bytes, tensor_bytes
 from onnxq.model.write import write_model
 
 X = np.random.default_rng(5).normal(size=(2, 64)).astype(np.float32)
 W = np.random.default_rng(6).normal(size=(64, 64)).astype(np.float32)  # 16 KiB, passed beside the model
+BIAS = np.arange(20_000, dtype=np.float32)
 
 
 def sample(dtype: int = TensorProto.FLOAT) -> ModelProto:
@@ -44,6 +46,55 @@ def test_large_initializers_of_any_type_arrive(
         y, np.maximum(X @ weight, 0), atol=4e-6 * float((np.abs(X) @ np.abs(weight)).max())
     )
     assert len(model.graph.initializer) == 1
+
+
+@pytest.mark.parametrize("dtype", [*ELEMENTS, TensorProto.BFLOAT16])
+@pytest.mark.parametrize("optimize", [False, True])
+def test_initializers_on_disk_are_read_by_the_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: int, optimize: bool
+) -> None:
+    monkeypatch.setattr("onnxq.model.session.PASSED", 1024)  # what is on disk is never smaller
+    model = sample(dtype)
+    expected = make_session(model, threads=1, optimize=optimize).run(None, {"x": X})[0]
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    spools = Spool(tmp_path / "deep" / "er"), Spool(tmp_path)
+    add_bias(model)
+    for tensor, spool in zip(model.graph.initializer, spools, strict=True):
+        data = tensor_bytes(tensor)
+        put_on_disk(tensor, spool, spool.append(data), len(data))
+    session = make_session(model, threads=1, optimize=optimize, extra_outputs=["b"])
+    before = model.SerializeToString()
+    y, b = session.run(None, {"x": X})
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(b, BIAS)
+    assert model.SerializeToString() == before
+    assert [n.op_type for n in optimized_model(model).graph.node]
+
+
+def add_bias(model: ModelProto) -> None:
+    """A second output that is a large initializer of its own."""
+    model.graph.initializer.append(numpy_helper.from_array(BIAS, "bias"))
+    model.graph.node.append(helper.make_node("Identity", ["bias"], ["b"]))
+
+
+def test_halves_on_disk_arrive_as_floats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxq.model.session.PASSED", 1024)
+    model, spool = sample(TensorProto.FLOAT16), Spool(tmp_path)
+    (tensor,) = model.graph.initializer
+    expected = make_session(model, threads=1).run(None, {"x": X})[0]
+    put_on_disk(tensor, spool, spool.append(tensor_bytes(tensor)), 2 * W.size)
+    retype(tensor, TensorProto.FLOAT)
+    np.testing.assert_array_equal(make_session(model, threads=1).run(None, {"x": X})[0], expected)
+
+
+def test_a_changed_file_is_not_handed_to_the_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxq.model.session.PASSED", 1024)
+    model, path = sample(), tmp_path / "w.bin"
+    path.write_bytes(bytes(tensor_bytes(model.graph.initializer[0])))
+    put_on_disk(model.graph.initializer[0], SourceFile.at(path), 0, W.nbytes)
+    path.write_bytes(bytes(W.nbytes + 1))
+    with pytest.raises(ModelError, match=r"w\.bin was changed"):
+        make_session(model)
 
 
 def test_inner_tensors_come_after_the_outputs() -> None:

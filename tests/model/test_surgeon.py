@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, checker, helper, numpy_helper, parser
 
 from onnxq.errors import ModelError
-from onnxq.model.surgeon import packed_constant, to_graph, to_model
+from onnxq.model.disk import Spool, file_of
+from onnxq.model.surgeon import constant_values, packed_constant, shelve, to_graph, to_model
 from onnxq.model.tensors import all_graphs
 
 RNG = np.random.default_rng(4)
@@ -257,3 +259,38 @@ def test_codes_that_do_not_fit_are_refused() -> None:
             packed_constant("q", codes, bits)
     with pytest.raises(ValueError, match="no packed type"):
         packed_constant("q", np.array([1], np.int8), 3)
+
+
+def test_values_on_disk_are_mapped_and_not_kept(tmp_path: Path) -> None:
+    model = parsed("g (float[30000] x) => (float[30000] y) { [n] y = Add(x, w) }")
+    values, spool = np.arange(30000, dtype=np.float32), Spool(tmp_path)
+    model.graph.initializer.append(stored("w", values))
+    graph = to_graph(model)
+    (weight,) = (t for t in graph.nodes[0].inputs if isinstance(t, gs.Constant))
+    shelve(weight, spool)
+    assert (weight.dtype, tuple(weight.shape)) == (np.float32, (30000,))
+    np.testing.assert_array_equal(constant_values(weight), values)
+    assert constant_values(weight) is not constant_values(weight)
+    written = to_model(graph, model)
+    assert file_of(written.graph.initializer[0]) is spool
+    assert_round_trip(written)
+    np.testing.assert_array_equal(weight.values, values)  # graphsurgeon's own way still works
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_shelving_packed_codes_keeps_them_packed(tmp_path: Path, bits: int) -> None:
+    codes = np.random.default_rng(0).integers(0, 1 << bits, 2**19, np.uint8)
+    packed, spool = packed_constant("q", codes, bits), Spool(tmp_path)
+    shelve(packed, spool)
+    np.testing.assert_array_equal(constant_values(packed).astype(np.uint8), codes)
+    assert next(tmp_path.iterdir()).stat().st_size == codes.size * bits // 8
+
+
+def test_shelving_leaves_small_values_and_happens_once(tmp_path: Path) -> None:
+    small, large = gs.Constant("s", np.ones(10, np.float32)), gs.Constant("l", np.ones(30000, np.float32))
+    spool = Spool(tmp_path)
+    for _ in range(2):
+        shelve(small, spool)
+        shelve(large, spool)
+    assert isinstance(small._values, np.ndarray)
+    assert next(tmp_path.iterdir()).stat().st_size == 120_000

@@ -15,6 +15,7 @@ from onnx import ModelProto, TensorProto, numpy_helper, parser
 
 from onnxq.errors import ModelError
 from onnxq.model import write
+from onnxq.model.disk import file_of
 from onnxq.model.load import load_model, model_digest
 from onnxq.model.write import write_model
 
@@ -171,6 +172,69 @@ def test_an_interrupt_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: 
     with pytest.raises(KeyboardInterrupt):
         write_model(sample(), tmp_path / "m.onnx", external=True)
     assert not list(tmp_path.iterdir())
+
+
+def large_sample() -> ModelProto:
+    model = sample()
+    for index, tensor in enumerate(model.graph.initializer[1:]):
+        tensor.CopyFrom(numpy_helper.from_array(np.arange(20_000, dtype=np.float32) + index, tensor.name))
+    for info in (model.graph.input[0], model.graph.output[0]):
+        info.type.tensor_type.shape.dim[0].dim_value = 20_000
+    return model
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelProto:
+    """A model whose large initializers lie in `source/m.onnx.data`."""
+    (tmp_path / "source").mkdir()
+    path, _ = write_model(large_sample(), tmp_path / "source" / "m.onnx", external=True)
+    monkeypatch.setattr("onnxq.model.load.HELD", 0)
+    model = load_model(path)
+    assert [file_of(t) is not None for t in model.graph.initializer] == [False, True, True]
+    return model
+
+
+def test_data_on_disk_goes_from_file_to_file(tmp_path: Path, on_disk: ModelProto) -> None:
+    seen: list[tuple[int, int]] = []
+    written = write_model(
+        on_disk, tmp_path / "m.onnx", progress=lambda done, total: seen.append((done, total))
+    )
+    assert [f.name for f in written] == ["m.onnx", "m.onnx.data"]
+    assert seen == [(80_000, 160_000), (160_000, 160_000)]
+    for file in written:
+        assert file.read_bytes() == (tmp_path / "source" / file.name).read_bytes()
+
+
+def test_data_on_disk_can_be_put_into_one_file(tmp_path: Path, on_disk: ModelProto) -> None:
+    (written,) = write_model(on_disk, tmp_path / "m.onnx", external=False)
+    assert ModelProto.FromString(written.read_bytes()) == large_sample()
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "m.onnx.data"])
+def test_a_model_does_not_replace_what_it_is_read_from(
+    tmp_path: Path, on_disk: ModelProto, name: str
+) -> None:
+    before = {p: p.read_bytes() for p in (tmp_path / "source").iterdir()}
+    with pytest.raises(ModelError, match=r"m\.onnx\.data holds weights of the model that is compiled"):
+        write_model(on_disk, tmp_path / "source" / name)
+    assert {p: p.read_bytes() for p in (tmp_path / "source").iterdir()} == before
+
+
+@pytest.mark.parametrize("error", [ModelError("gone"), KeyboardInterrupt()])
+def test_a_failure_between_two_tensors_leaves_the_old_pair(
+    tmp_path: Path, on_disk: ModelProto, error: BaseException
+) -> None:
+    target = tmp_path / "m.onnx"
+    write_model(sample(2.0), target, external=True)
+    before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+
+    def fail(done: int, total: int) -> None:
+        if done < total:
+            raise error
+
+    with pytest.raises(type(error)):
+        write_model(on_disk, target, progress=fail)
+    assert {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
 
 
 def test_data_that_was_not_loaded_is_not_written(tmp_path: Path) -> None:
