@@ -36,7 +36,7 @@ class LineRules:
     width: float = 0.2
     narrowest: float = 0.05
     widest: float = 0.4
-    rise: float = 0.05
+    rise: float = 0.1
     reach: float = 3.0
     tolerance: float = 0.02
     least: float = 0.0005
@@ -120,17 +120,28 @@ def look(curve: Curve, start: float, memory: Memory) -> Look:
 
 
 def target(found: Look, memory: Memory, rules: LineRules) -> float | None:
-    """Where the next evaluation should go: the vertex within reach, or None when it would tell or bring nothing."""
-    vertex = found.fit.vertex
-    if vertex is None:
-        return None
+    """Where the next evaluation should go: the vertex within reach, or None when it would tell or bring nothing.
+
+    On a hill that is as far as the reach on the side where the loss fell.
+    """
     limit = rules.reach * memory.width
-    place = min(max(vertex, -limit), limit)
+    lowest, best = found.best
+    vertex = found.fit.vertex
+    if vertex is None and (lowest == 0.0 or not math.isfinite(found.fit.curvature)):
+        return None
+    place = math.copysign(limit, lowest) if vertex is None else min(max(vertex, -limit), limit)
     if min(abs(place - t) for t, _ in found.samples) < rules.tolerance:
         return None
     start = found.samples[0][1]
     promised = start + found.fit.rise(place)
-    return place if found.best[1] - promised >= rules.least * abs(start) else None
+    return place if best - promised >= rules.least * abs(start) else None
+
+
+def onward(found: Look, memory: Memory, rules: LineRules) -> float | None:
+    """Twice as far as the last sample if that is the lowest and lies where the reach ended; else None."""
+    place = found.samples[-1][0]
+    at_the_end = abs(place) >= rules.reach * memory.width * (1.0 - 1e-9)
+    return 2.0 * place if at_the_end and found.best[0] == place else None
 
 
 def remember(found: Look, memory: Memory, rules: LineRules, moved: float) -> Memory:

@@ -34,9 +34,10 @@ class Meter:
     calls: dict[str, int] = field(init=False, default_factory=dict)
     watch: Callable[[], None] | None = field(init=False, default=None)
     earlier: float = field(init=False, default=0.0)
-    began: float = field(init=False, default_factory=time.monotonic)
+    began: float = field(init=False)
 
     def __post_init__(self) -> None:
+        self.began = time.monotonic()
         if self.state:
             self.spent, self.calls = self.state.spent, dict(self.state.calls)
             self.earlier = self.state.seconds

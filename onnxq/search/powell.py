@@ -23,7 +23,7 @@ import numpy as np
 
 from onnxq.errors import DataError
 from onnxq.search.budget import Budget
-from onnxq.search.line import Curve, Look, Memory, Sample, look, remember, target, through
+from onnxq.search.line import Curve, Look, Memory, Sample, look, onward, remember, target, through
 from onnxq.search.meter import ExhaustedError, Meter
 from onnxq.search.objective import Objective, Part, Vector
 from onnxq.search.rules import Progress, Result, Rules, estimate
@@ -49,6 +49,11 @@ def minimize(
     """
     rules = rules or Rules()
     state = checkpoint.load() if checkpoint else None
+    if checkpoint and state and len(state.point) != variables:
+        raise DataError(
+            f"the checkpoint {checkpoint.path} is of another search: "
+            f"it has {len(state.point)} variables, here there are {variables}"
+        )
     meter = Meter(objective, budget or Budget(), state)
     search = _Search(meter, rules, checkpoint)
     search.state = state or search.begin(variables)
@@ -162,7 +167,11 @@ class _Search:
         """Samples along a direction: what `look` takes, the vertex, and twice as far if the loss still falls at the limit."""
         found = look(curve, start, memory)
         place = target(found, memory, self.rules.line)
-        return found if place is None else found.plus((place, curve(place)))
+        if place is None:
+            return found
+        found = found.plus((place, curve(place)))
+        farther = onward(found, memory, self.rules.line)
+        return found if farther is None else found.plus((farther, curve(farther)))
 
     def _bracketed(self, state: State, line: _Along, memory: Memory) -> tuple[Look, State]:
         """Samples of the coarse subset, and the state after all samples decided on the best place they show."""
@@ -175,8 +184,8 @@ class _Search:
         if place == 0.0:
             return found, state
         moved = self._accepted(state, line, (place, line.search(place)))
-        if moved is state:
-            return found, state
+        if moved.point == state.point:
+            return found, moved
         known = dict(found.samples)
         return found, replace(moved, coarse=known[place] if place in known else line.coarse(place))
 
@@ -243,15 +252,15 @@ class _Search:
         if length == 0.0 or len(point) == 1:
             return state
         line = _Along(self.meter, point, displacement / length, None)
-        onward = line.search(length)
-        fit = through(state.loss, (-length, state.base_loss), (length, onward))
-        found = Look(((0.0, state.loss), (-length, state.base_loss), (length, onward)), fit)
+        beyond = line.search(length)
+        fit = through(state.loss, (-length, state.base_loss), (length, beyond))
+        found = Look(((0.0, state.loss), (-length, state.base_loss), (length, beyond)), fit)
         memory = Memory(length)
         place = target(found, memory, self.rules.line)
         if place is not None:
             found = found.plus((place, line.search(place)))
         moved = self._chosen(state, line, found)
-        if not _worth_adding(state, onward):
+        if not _worth_adding(state, beyond):
             return moved
         kept = remember(found, memory, self.rules.line, line.moved(moved))
         return moved.with_direction(tuple(line.direction.tolist()), kept)
@@ -294,13 +303,13 @@ class _Search:
         )
 
 
-def _worth_adding(state: State, onward: float) -> bool:
+def _worth_adding(state: State, beyond: float) -> bool:
     """Powell's rule: does the displacement make a better set than the direction of the largest decrease?"""
     before, after, drop = state.base_loss, state.loss, state.drop
-    if not onward < before:
+    if not beyond < before:
         return False
     return (
-        2.0 * (before - 2.0 * after + onward) * (before - after - drop) ** 2 < drop * (before - onward) ** 2
+        2.0 * (before - 2.0 * after + beyond) * (before - after - drop) ** 2 < drop * (before - beyond) ** 2
     )
 
 
