@@ -1,4 +1,4 @@
-"""Counting evaluations and seconds, and stopping where the budget ends."""
+"""Counting evaluations and seconds, stopping where the budget ends; an objective along a line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from onnxq.search.budget import Budget
 from onnxq.search.objective import Objective, Part, Vector
@@ -24,6 +26,7 @@ class Meter:
         state: what a resumed search had spent before; None for a new one.
         spent: evaluations, those on parts of the samples as their share.
         calls: part -> evaluations.
+        reserve: evaluations of the budget kept for a last check.
         watch: called after each evaluation.
     """
 
@@ -32,6 +35,7 @@ class Meter:
     state: State | None = None
     spent: float = field(init=False, default=0.0)
     calls: dict[str, int] = field(init=False, default_factory=dict)
+    reserve: float = field(init=False, default=0.0)
     watch: Callable[[], None] | None = field(init=False, default=None)
     earlier: float = field(init=False, default=0.0)
     began: float = field(init=False)
@@ -80,7 +84,9 @@ class Meter:
         if free:
             return
         limit, cost = self.budget.evaluations, self.objective.costs[part]
-        if limit is not None and self.spent + cost > limit + 1e-9:  # sums of shares such as 0.1 are not exact
+        if (
+            limit is not None and self.spent + cost + self.reserve > limit + 1e-9
+        ):  # sums of shares such as 0.1 are not exact
             raise ExhaustedError("evaluations")
         if self.budget.seconds is not None and self.seconds >= self.budget.seconds:
             raise ExhaustedError("seconds")
@@ -91,3 +97,34 @@ class Meter:
         if self.watch:
             self.watch()
         return float(loss) if loss == loss else math.inf
+
+
+@dataclass(frozen=True)
+class Along:
+    """The objective along a line.
+
+    Attributes:
+        origin, direction: point (n,) and unit vector (n,).
+        name: the coordinate, or anything else.
+    """
+
+    meter: Meter
+    origin: Vector
+    direction: Vector
+    name: object
+
+    def at(self, place: float) -> Vector:
+        """A point (n,)."""
+        return self.origin + place * self.direction
+
+    def search(self, place: float, part: Part = "search") -> float:
+        """The loss of all search samples there."""
+        return self.meter.evaluate(self.at(place), part, self.name if isinstance(self.name, int) else None)
+
+    def coarse(self, place: float) -> float:
+        """The loss of the coarse subset there."""
+        return self.search(place, "coarse")
+
+    def moved(self, state: State) -> float:
+        """How far a state's point is along the line."""
+        return float((np.array(state.point) - self.origin) @ self.direction)

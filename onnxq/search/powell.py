@@ -23,9 +23,10 @@ import numpy as np
 
 from onnxq.errors import DataError
 from onnxq.search.budget import Budget
+from onnxq.search.held import checked, settled
 from onnxq.search.line import Curve, Look, Memory, Sample, look, onward, remember, target, through
-from onnxq.search.meter import ExhaustedError, Meter
-from onnxq.search.objective import Objective, Part, Vector
+from onnxq.search.meter import Along, ExhaustedError, Meter
+from onnxq.search.objective import Objective
 from onnxq.search.rules import Progress, Result, Rules, estimate
 from onnxq.search.state import Checkpoint, State
 
@@ -55,42 +56,12 @@ def minimize(
             f"it has {len(state.point)} variables, here there are {variables}"
         )
     meter = Meter(objective, budget or Budget(), state)
+    meter.reserve = objective.costs["held"] if rules.hold == "sweep" else 0.0
     search = _Search(meter, rules, checkpoint)
     search.state = state or search.begin(variables)
     if progress:
         meter.watch = _reporter(search, progress)
     return search.run()
-
-
-@dataclass(frozen=True)
-class _Along:
-    """The objective along a line.
-
-    Attributes:
-        origin, direction: point (n,) and unit vector (n,).
-        name: the coordinate, or anything else.
-    """
-
-    meter: Meter
-    origin: Vector
-    direction: Vector
-    name: object
-
-    def at(self, place: float) -> Vector:
-        """A point (n,)."""
-        return self.origin + place * self.direction
-
-    def search(self, place: float, part: Part = "search") -> float:
-        """The loss of all search samples there."""
-        return self.meter.evaluate(self.at(place), part, self.name if isinstance(self.name, int) else None)
-
-    def coarse(self, place: float) -> float:
-        """The loss of the coarse subset there."""
-        return self.search(place, "coarse")
-
-    def moved(self, state: State) -> float:
-        """How far a state's point is along the line."""
-        return float((np.array(state.point) - self.origin) @ self.direction)
 
 
 @dataclass
@@ -140,13 +111,15 @@ class _Search:
             reason = str(limit)
         except KeyboardInterrupt:
             reason = "interrupted"
+        if self.rules.hold == "sweep":
+            self.state = settled(self.meter, self.state, self.rules.slack)
         return self._result(reason)
 
     def _line(self) -> State:
         """The state after one line search."""
         state = self.state
         name, memory = state.directions[state.position], state.memories[state.position]
-        line = _Along(self.meter, np.array(state.point), state.direction(state.position), name)
+        line = Along(self.meter, np.array(state.point), state.direction(state.position), name)
         if state.sweep < self.rules.coarse_sweeps:
             found, moved = self._bracketed(state, line, memory)
         else:
@@ -173,7 +146,7 @@ class _Search:
         farther = onward(found, memory, self.rules.line)
         return found if farther is None else found.plus((farther, curve(farther)))
 
-    def _bracketed(self, state: State, line: _Along, memory: Memory) -> tuple[Look, State]:
+    def _bracketed(self, state: State, line: Along, memory: Memory) -> tuple[Look, State]:
         """Samples of the coarse subset, and the state after all samples decided on the best place they show."""
         coarse = state.coarse
         if coarse is None:
@@ -189,7 +162,7 @@ class _Search:
         known = dict(found.samples)
         return found, replace(moved, coarse=known[place] if place in known else line.coarse(place))
 
-    def _chosen(self, state: State, line: _Along, found: Look) -> State:
+    def _chosen(self, state: State, line: Along, found: Look) -> State:
         """The state at the lowest sample that is accepted, of the two lowest."""
         lower = sorted((s for s in found.samples if s[1] < state.loss), key=lambda sample: sample[1])
         for sample in lower[:2]:
@@ -199,7 +172,7 @@ class _Search:
             state = moved
         return state
 
-    def _accepted(self, state: State, line: _Along, sample: Sample) -> State:
+    def _accepted(self, state: State, line: Along, sample: Sample) -> State:
         """The state there if it loses nowhere, else this one."""
         place, loss = sample
         if not loss < state.loss:
@@ -223,7 +196,7 @@ class _Search:
         """The state after the displacement of a sweep was followed, checked, and weighed as a direction."""
         state = self._displaced(self.state)
         if self.rules.hold == "sweep":
-            state = self._held(state)
+            state = checked(self.meter, state, self.rules.slack)
         gain = state.base_loss - state.loss
         sweep = state.sweep + 1
         stopped = state.stopped
@@ -251,7 +224,7 @@ class _Search:
         length = float(np.linalg.norm(displacement))
         if length == 0.0 or len(point) == 1:
             return state
-        line = _Along(self.meter, point, displacement / length, None)
+        line = Along(self.meter, point, displacement / length, None)
         beyond = line.search(length)
         fit = through(state.loss, (-length, state.base_loss), (length, beyond))
         found = Look(((0.0, state.loss), (-length, state.base_loss), (length, beyond)), fit)
@@ -264,26 +237,6 @@ class _Search:
             return moved
         kept = remember(found, memory, self.rules.line, line.moved(moved))
         return moved.with_direction(tuple(line.direction.tolist()), kept)
-
-    def _held(self, state: State) -> State:
-        """The state if the sweep does not lose on held-back samples, or half of its way, or none of it."""
-        base, limit = np.array(state.base_point), state.base_held
-        if limit is None or state.point == state.base_point:
-            return state
-        limit += self.rules.slack * abs(limit)
-        held = self.meter.validate(np.array(state.point))
-        if held <= limit:
-            return replace(state, held=held)
-        half = base + 0.5 * (np.array(state.point) - base)
-        loss = self.meter.evaluate(half)
-        back = replace(state, rejected=state.rejected + 1, stopped="held-back", coarse=None)
-        if loss < state.base_loss and (held := self.meter.validate(half)) <= limit:
-            history = (*state.history, (self.meter.spent, loss))
-            return replace(back, point=tuple(half.tolist()), loss=loss, held=held, history=history)
-        history = (*state.history, (self.meter.spent, state.base_loss))
-        return replace(
-            back, point=state.base_point, loss=state.base_loss, held=state.base_held, history=history
-        )
 
     def _result(self, reason: str) -> Result:
         state = self.meter.stamp(self.state)

@@ -142,18 +142,29 @@ def jagged(seed: int, walls: float) -> Callable[[Vector], float]:
     coarse=st.integers(0, 2),
     order=st.sampled_from(["forward", "backward"]),
     budget=st.none() | st.integers(2, 40),
+    interrupt=st.none() | st.integers(3, 40),
 )
 def test_never_worse_than_the_start_on_search_and_held_samples(
-    n: int, seed: int, walls: float, hold: str, coarse: int, order: str, budget: int | None
+    n: int,
+    seed: int,
+    walls: float,
+    hold: str,
+    coarse: int,
+    order: str,
+    budget: int | None,
+    interrupt: int | None,
 ) -> None:
     objective = Recorded(jagged(seed, walls), jagged(seed + 1, walls), jagged(seed + 2, walls))
     rules = Rules(hold=hold, coarse_sweeps=coarse, order=order)  # type: ignore[arg-type]
+    plain = objective.loss
+    if interrupt:
+        objective.loss = Stop(objective.loss, interrupt)
     found = minimize(objective, n, rules, Budget(budget))
     assert found.loss_end <= found.loss_start
-    assert objective.loss(found.point) == found.loss_end
+    assert plain(found.point) == found.loss_end
     if hold == "none":
         assert found.held_end is None
-    elif hold == "step" or found.stopped != "evaluations":
+    else:
         assert found.held_start is not None
         assert found.held_end is not None
         assert found.held_end <= found.held_start
@@ -180,6 +191,24 @@ def test_a_step_that_loses_on_held_back_samples_is_refused() -> None:
     assert step.rejected > 0
     free = minimize(Recorded(loss, held), 2, ALONE)
     np.testing.assert_allclose(free.point, [0.3, 0.3], atol=0.02)
+
+
+def test_a_sweep_cut_short_is_checked_within_the_budget() -> None:
+    """The held-back check of a sweep comes at its end; one that never gets there has it as well."""
+
+    def loss(p: Vector) -> float:
+        return float(1 + np.sum((p - 0.3) ** 2))
+
+    def opposite(p: Vector) -> float:
+        return float(1 + np.sum((p + 0.3) ** 2))
+
+    for held, kept in ((loss, True), (opposite, False)):
+        objective = Recorded(loss, held)
+        found = minimize(objective, 9, Rules(hold="sweep"), Budget(12))
+        assert found.stopped == "evaluations"
+        assert found.evaluations <= 12
+        assert bool(found.point.any()) == kept
+        assert (found.held_end, found.loss_end) == (objective.validate(found.point), loss(found.point))
 
 
 def test_coarse_samples_bracket_and_all_samples_decide() -> None:
