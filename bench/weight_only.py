@@ -9,6 +9,7 @@ MiniLM, and how many megabytes of float weights a core turns into codes in a sec
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -66,6 +67,7 @@ def compile_theirs(task: Task, out: Path) -> None:
     """4 bits in blocks of 32 with onnxruntime.quantization, which stores products alone."""
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
+    logging.disable(logging.INFO)  # it names every node
     quantizer = MatMulNBitsQuantizer(onnx.load(task.path), block_size=32, is_symmetric=True, accuracy_level=4)
     quantizer.process()
     onnx.save(quantizer.model.model, out)

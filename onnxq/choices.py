@@ -15,7 +15,7 @@ from onnxq.quantizers import parse_quantizer
 from onnxq.scheme import QuantScheme
 from onnxq.target import Target, find_target
 
-FLOAT = "float"
+FLOAT, LAPQ = "float", "lapq"
 DEFAULT = "int8"
 BLOCK = 32
 PER_CHANNEL = QuantScheme.parse("int8:channel")
@@ -36,7 +36,8 @@ class Choices:
         override: exceptions, GLOB=BITS or GLOB=float.
         first_last: width of the first and last layers: `same`, `8` or `float`.
         elementwise: width of activations that no layer multiplies: `8` or `same`.
-        ranges: range method of activations.
+        ranges: range method of activations, or `lapq` to search all steps together by the network's loss.
+        loss, budget, checkpoint: of that search.
         skip: node names or op types to leave in float.
     """
 
@@ -51,6 +52,9 @@ class Choices:
     first_last: str | None = None
     elementwise: str | None = None
     ranges: str | None = None
+    loss: str | None = None
+    budget: str | None = None
+    checkpoint: str | None = None
     skip: tuple[str, ...] = ()
 
     def resolve(self, has_data: bool) -> Pipeline:
@@ -72,21 +76,31 @@ class Choices:
         given = {
             "weights": weights,
             "activations": None if self.is_weight_only(bits) else activations,
-            "ranges": self.ranges,
+            "ranges": None if self.is_joint else self.ranges,
+            "loss": self.loss,
+            "budget": self.budget,
+            "checkpoint": self.checkpoint,
             "override": self.override,
             "first_last": self.first_last,
             "elementwise": self.elementwise,
             "skip": self.skip,
         }
-        if self.ranges is not None and self.ranges != "auto":
+        if self.ranges is not None and not self.is_joint and self.ranges != "auto":
             parse_quantizer(self.ranges)
         for name, value in given.items():
             if value is None or value == ():
                 continue
+            if name in ("loss", "budget", "checkpoint") and self.pipeline is None and not self.is_joint:
+                raise UsageError(f"{name} is of the joint search; choose it with --ranges lapq")
             if name in ("activations", "ranges") and not has_data:
                 raise UsageError(f"{name} can only be chosen with calibration data; give some with --calib")
             steps = steps.with_option(name, value)
         return steps
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether all steps are searched together."""
+        return self.ranges == LAPQ
 
     def falls_back(self, has_data: bool) -> bool:
         """Whether the preset gives way to its counterpart that needs no data."""
@@ -105,7 +119,13 @@ class Choices:
             preset = WEIGHT_ONLY if self.is_weight_only(bits) else self.preset or DEFAULT
             if self.preset is not None:
                 preset_pipeline(self.preset)  # a name that is not known is an error all the same
-            return Pipeline.parse(preset_pipeline(preset, self.form, data=has_data))
+            if self.is_joint and not has_data:
+                raise UsageError("ranges can only be chosen with calibration data; give some with --calib")
+            return Pipeline.parse(preset_pipeline(preset, self.form, data=has_data, joint=self.is_joint))
+        if self.is_joint:
+            raise UsageError(
+                "a pipeline names its own search: write search-norm search-steps behind quantize-weights"
+            )
         if self.preset is not None:
             raise UsageError("give a preset or a pipeline, not both")
         if self.form is not None:

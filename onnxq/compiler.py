@@ -89,6 +89,9 @@ def compile_model(
     first_last: str | None = None,
     elementwise: str | None = None,
     ranges: str | None = None,
+    loss: str | None = None,
+    search_budget: str | None = None,
+    checkpoint: str | Path | None = None,
     skip: Sequence[str] = (),
     form: str | None = None,
     target: str = "ort-cpu",
@@ -117,7 +120,11 @@ def compile_model(
         override: exceptions by node name or op type, e.g. layer1.*=w8a8 or head=float.
         first_last: width of the first and last layers: 8 (the default) for at least 8 bits, same, or float.
         elementwise: width of activations that only additions, concatenations or pooling read: 8 (the default) or same.
-        ranges: range method of activations: minmax, percentile, mse, entropy, aciq; None for the pipeline's own.
+        ranges: range method of activations: minmax, percentile, mse, entropy, aciq; or lapq, which searches all steps together by
+            the network's loss; None for the pipeline's own.
+        loss: of that search: auto, cross-entropy, kl, mse, cosine or FILE.py:FUNCTION.
+        search_budget: what it may cost, as evaluations (200) or time (2m).
+        checkpoint: file that keeps its state, to go on from.
         skip: node names or op types to leave in float; * and ? match as in file names.
         form: `qdq` or `integer`; None for the preset's, qdq.
         target: runtime to compile for.
@@ -153,6 +160,9 @@ def compile_model(
         first_last=first_last,
         elementwise=elementwise,
         ranges=ranges,
+        loss=loss,
+        budget=search_budget,
+        checkpoint=None if checkpoint is None else str(checkpoint),
         skip=tuple(skip),
     )
     steps = choices.resolve(has_data)
@@ -174,6 +184,7 @@ def compile_model(
         _slim(compiled, job.original, job.prepared)
         stamp(compiled, str(steps), seed, table)
     with clock.stage("verify"):
+        deployed = {name: measure(compiled) for name, measure in job.program.deployed.items()}
         progress("verifying", 0, None)
         verification = verify(job.prepared, compiled, job.program, context, speed=speed)
     with clock.stage("write"):
@@ -202,6 +213,7 @@ def compile_model(
         peak_rss_bytes=peak_rss_bytes(),
         versions=versions(),
         notes=job.notes,
+        deployed=deployed,
         warnings=(*warnings, *(job.data.warnings() if job.data is not None else ()), *verification.warnings),
     )
     return CompiledModel(compiled, report, table, files)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
 from onnxq.affine import QuantParams, quantize
+from onnxq.bias import bias_codes, bias_params
 from onnxq.graph import Names, constant, float_values, is_constant, present, producer, remove_node, set_input
 from onnxq.packing import Packer
 from onnxq.program import Program, Unit
@@ -196,20 +196,6 @@ class Borders:
         return self._codes[tensor]
 
 
-def bias_params(unit: Unit, program: Program) -> NDArray[np.float32]:
-    """Scale of the int32 bias: input scale times weight scale, () or (C,)."""
-    assert unit.weight is not None
-    product = program.params(unit.inputs[0]).scale * program.params(unit.weight).scale
-    return np.asarray(product, np.float32)
-
-
-def bias_codes(bias: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.int32]:
-    """The bias (C,) as int32 codes, saturated."""
-    info = np.iinfo(np.int32)
-    codes = np.rint(np.divide(bias.ravel(), scale, dtype=np.float64))
-    return np.clip(codes, info.min, info.max).astype(np.int32)
-
-
 def activation(unit: Unit, nodes: Mapping[str, gs.Node]) -> gs.Node | None:
     """The Relu or Clip that the unit absorbs, None when it absorbs none."""
     last = nodes[unit.nodes[-1]]
@@ -235,6 +221,22 @@ def code_bounds(node: gs.Node, params: QuantParams) -> tuple[int, int]:
 def is_saturation(node: gs.Node, params: QuantParams) -> bool:
     """Whether a Relu or Clip does no more than codes do by themselves: it lets every code through."""
     return code_bounds(node, params) == (params.scheme.qmin, params.scheme.qmax)
+
+
+def write_qdq(program: Program, target: Target) -> Borders:
+    """Write all units of a program into its graph as float nodes between DequantizeLinear and QuantizeLinear."""
+    borders = Borders(program, target)
+    nodes = {n.name: n for n in program.graph.nodes}
+    for unit in program.units.values():
+        if unit.is_layout:
+            move_codes(borders, unit, nodes[unit.name])
+        elif target.rules[unit.kind].role == "table":
+            look_up_codes(borders, unit, nodes[unit.name])
+        else:
+            surround(borders, unit, nodes)
+    guard_floats(borders)
+    borders.finish()
+    return borders
 
 
 def move_codes(borders: Borders, unit: Unit, node: gs.Node) -> None:

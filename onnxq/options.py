@@ -84,7 +84,7 @@ def _take_config(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-PATHS = ("model", "output", "calib", "report", "save-calibration", "load-calibration")
+PATHS = ("model", "output", "calib", "report", "save-calibration", "load-calibration", "checkpoint")
 Config = Annotated[
     Path | None,
     typer.Option(
@@ -108,9 +108,32 @@ CalibImages = Annotated[str | None, option(IMAGES_HELP, metavar="TEXT", panel=CA
 Ranges = Annotated[
     str | None,
     option(
-        "How ranges are chosen: minmax, percentile, percentile=99.9, mse, entropy or aciq (minmax at 8 bits, mse below).",
+        "How ranges are chosen: minmax, percentile, percentile=99.9, mse, entropy or aciq (minmax at 8 bits, mse below), "
+        "or lapq, which searches all of them together by the network's loss.",
         metavar="NAME",
         panel=CALIBRATION,
+    ),
+]
+SEARCH = "Joint search (--ranges lapq)"
+Loss = Annotated[
+    str | None,
+    option(
+        "What the search lowers: auto, cross-entropy, kl, mse, cosine or FILE.py:FUNCTION (auto).",
+        metavar="NAME",
+        panel=SEARCH,
+    ),
+]
+SearchBudget = Annotated[
+    str | None,
+    option("Most evaluations of the loss, as 200, or time, as 90s or 2m.", metavar="LIMIT", panel=SEARCH),
+]
+CheckpointFile = Annotated[
+    Path | None,
+    option(
+        "Keep the state of the search in a file, and go on from it.",
+        "--checkpoint",
+        metavar="FILE",
+        panel=SEARCH,
     ),
 ]
 SaveCalibration = Annotated[

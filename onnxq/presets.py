@@ -20,15 +20,17 @@ PRESETS = {
 }
 WITHOUT_DATA = {"int8": "int8-dynamic", "int8-accurate": "int8-dynamic"}
 WEIGHT_ONLY = "weight-only"
+WEIGHTS, JOINT = "quantize-weights", "search-norm search-steps"
 EMITTERS = {"qdq": "emit-qdq", "integer": "emit-integer"}
 
 
-def preset_pipeline(name: str, form: str | None = None, *, data: bool = True) -> str:
+def preset_pipeline(name: str, form: str | None = None, *, data: bool = True, joint: bool = False) -> str:
     """Pipeline text of a preset.
 
     Args:
         form: `qdq` or `integer`; None for the preset's own.
         data: whether there are calibration samples; without them the preset's counterpart that needs none is taken.
+        joint: whether all steps are searched together by the network's loss (LAPQ), which needs histograms.
 
     Raises:
         UsageError: there is no preset or form of that name, or the preset has one form only.
@@ -39,6 +41,11 @@ def preset_pipeline(name: str, form: str | None = None, *, data: bool = True) ->
         raise unknown("format", form, EMITTERS)
     chosen = name if data else WITHOUT_DATA.get(name, name)
     text = PRESETS[chosen]
+    if joint and WEIGHTS not in text.split():
+        raise UsageError(f"preset {chosen!r} has no steps of activations to search (ranges=lapq)")
+    if joint:
+        words = text.replace(f" {WEIGHTS} ", f" {WEIGHTS} {JOINT} ").split()
+        text = " ".join("calibrate:ranges=mse" if word == "calibrate" else word for word in words)
     if form is None:
         return text
     if "emit-" not in text:

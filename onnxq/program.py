@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,6 +105,7 @@ class Program:
         stored: nodes whose weights are stored as codes but computed in float, by node name, with the reason.
         spool: takes large initializers as passes make them, where the model's own weights stay on disk too.
         statistics: of activations, filled by calibration; a pass with its own puts its name and a slash before the tensor's.
+        deployed: losses to evaluate on the emitted model, by the name of the pass that asks for it.
     """
 
     graph: gs.Graph
@@ -114,6 +115,7 @@ class Program:
     floats: dict[str, str] = field(default_factory=dict)
     stored: dict[str, str] = field(default_factory=dict)
     statistics: dict[str, TensorStatistics] = field(default_factory=dict)
+    deployed: dict[str, Callable[[onnx.ModelProto], float]] = field(default_factory=dict)
     spool: Spool | None = None
 
     @classmethod

@@ -34,6 +34,16 @@ def code_limit(program: Program, units: Iterable[Unit], target: Target) -> int:
     return limit if limit < LARGEST_PAIR else 0
 
 
+def revive(params: QuantParams) -> QuantParams:
+    """Give channels of zeros, whose scale is arbitrary, the smallest other scale, so that their bias keeps its resolution."""
+    if params.scale.ndim == 0:
+        return params
+    dead = params.scale == 1.0
+    if not dead.any() or dead.all():
+        return params
+    return replace(params, scale=np.where(dead, params.scale[~dead].min(), params.scale))
+
+
 def quantized_weight(
     values: NDArray[np.float32], kind: str, axis: int, scheme: QuantScheme, limit: int, method: str = "minmax"
 ) -> tuple[QuantParams, Codes, int]:

@@ -21,6 +21,8 @@ from onnxq.passes.pad_channels import PadChannels
 from onnxq.passes.quantize_dynamic import QuantizeDynamic
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.round_weights import RoundWeights
+from onnxq.passes.search_norm import SearchNorm
+from onnxq.passes.search_steps import SearchSteps
 from onnxq.passes.store_weights import StoreWeights
 
 BUILT_IN = (
@@ -34,6 +36,8 @@ BUILT_IN = (
     Calibrate,
     ChooseRanges,
     QuantizeWeights,
+    SearchNorm,
+    SearchSteps,
     RoundWeights,
     CorrectBias,
     PadChannels,

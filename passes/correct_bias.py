@@ -14,9 +14,9 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
 from onnxq.affine import dequantize
+from onnxq.bias import output_shift
 from onnxq.graph import Names, constant, float_values, set_input
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, Unit
@@ -70,23 +70,3 @@ def _correct(
         holder.inputs[place] = new
     program.units[unit.name] = replace(unit, bias=new.name)
     return None
-
-
-def output_shift(
-    error: NDArray[np.float32], means: NDArray[np.float64], unit: Unit, group: int
-) -> NDArray[np.float64]:
-    """Shift of each output channel's mean, (C_out,).
-
-    Args:
-        error: of the weights, in the operator's layout.
-        means: of the input's channels, (C_in,).
-        unit: the layer.
-        group: of a convolution.
-    """
-    if unit.kind != "Conv":
-        product: NDArray[np.float64] = error @ means if unit.channel_axis == 0 else means @ error
-        return product
-    taps = error.reshape(*error.shape[:2], -1).sum(axis=2, dtype=np.float64)  # (C_out, C_in / group)
-    per_group = means.reshape(group, -1)[np.arange(len(taps)) * group // len(taps)]
-    shift: NDArray[np.float64] = np.einsum("oc,oc->o", taps, per_group)
-    return shift

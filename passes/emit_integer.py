@@ -15,11 +15,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxq.bias import bias_params
 from onnxq.emission import (
     FLOAT,
     Borders,
     activation,
-    bias_params,
     code_bounds,
     drop_unit_dilations,
     guard_floats,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxq.emission import Borders, guard_floats, look_up_codes, move_codes, surround
+from onnxq.emission import write_qdq
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
 
@@ -22,15 +22,5 @@ class EmitQDQ(Pass):
     name: ClassVar[str] = "emit-qdq"
 
     def run(self, program: Program, ctx: Context) -> PassResult:
-        borders = Borders(program, ctx.target)
-        nodes = {n.name: n for n in program.graph.nodes}
-        for unit in program.units.values():
-            if unit.is_layout:
-                move_codes(borders, unit, nodes[unit.name])
-            elif ctx.target.rules[unit.kind].role == "table":
-                look_up_codes(borders, unit, nodes[unit.name])
-            else:
-                surround(borders, unit, nodes)
-        guard_floats(borders)
-        borders.finish()
+        write_qdq(program, ctx.target)
         return PassResult(len(program.units))

@@ -18,7 +18,7 @@ from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, Unit
 from onnxq.quantizers import method_for, weight_params
 from onnxq.saturation import kernel_kind
-from onnxq.weights import code_limit, safe_codes
+from onnxq.weights import code_limit, revive, safe_codes
 
 BIAS_CODES = 2.0**30  # half of int32, which leaves room for the products
 
@@ -52,7 +52,7 @@ class QuantizeWeights(Pass):
                 continue
             axis = decision.axis if decision.scheme.granularity == "channel" else None
             params = weight_params(method_for(self.method, decision.scheme), values, axis, decision.scheme)
-            params = _revive(params)
+            params = revive(params)
             if ctx.target.bias == "int32":
                 params = _fit_bias(program, tensors, units, params)
             kind = min(kernel_kind(nodes[u.name]) for u in units)  # Conv, the stricter, before Depthwise
@@ -62,16 +62,6 @@ class QuantizeWeights(Pass):
             if count:
                 touched[weight] = count
         return PassResult(len(readers), facts={"saturating_channels": touched})
-
-
-def _revive(params: QuantParams) -> QuantParams:
-    """Give channels of zeros, whose scale is arbitrary, the smallest other scale, so that their bias keeps its resolution."""
-    if params.scale.ndim == 0:
-        return params
-    dead = params.scale == 1.0
-    if not dead.any() or dead.all():
-        return params
-    return replace(params, scale=np.where(dead, params.scale[~dead].min(), params.scale))
 
 
 def _fit_bias(

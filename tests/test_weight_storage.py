@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
+from onnxq import packing
 from onnxq.blocks import BlockCodes, quantize_blocks
 from onnxq.model.session import make_session, session_and_optimized
 from onnxq.model.tensors import tensor_nbytes
@@ -65,8 +66,14 @@ def largest_initializer(path: Path) -> int:
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("size", [96, 100, 20])
 def test_folded_blocks_are_the_weights_and_take_their_bits(
-    parse_program: Parse, tmp_path: Path, size: int, symmetric: bool, bits: int
+    parse_program: Parse,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    symmetric: bool,
+    bits: int,
 ) -> None:
+    monkeypatch.setattr(packing, "PLANES_BYTES", 0)  # as for large weights
     w = normal(size, 40)
     program = matmul(parse_program, w)
     (node,) = program.graph.nodes

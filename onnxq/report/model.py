@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from onnxq.measure.compare import Difference
@@ -52,6 +52,7 @@ class Report:
         versions: of onnxq and what it stands on.
         notes, warnings: sentences for the user.
         steps: the passes as they ran.
+        deployed: losses of the emitted model, by the pass that asked for them.
     """
 
     model: str
@@ -71,6 +72,7 @@ class Report:
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     steps: Sequence[Step] = ()
+    deployed: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def bits(self) -> dict[str, str]:
@@ -79,6 +81,16 @@ class Report:
         for step in self.steps:
             found |= step.result.facts.get("bits", {})
         return found
+
+    @property
+    def lapq(self) -> dict[str, Any] | None:
+        """Figures of the joint search of steps, with the loss of what was emitted; None without one."""
+        found: dict[str, Any] = {}
+        for step in self.steps:
+            found |= step.result.facts.get("lapq", {})
+        for loss in self.deployed.values():
+            found["loss_deployed"] = loss
+        return found or None
 
     def as_json(self) -> dict[str, Any]:
         """A JSON-ready dict; infinite and missing figures are null."""
@@ -106,6 +118,7 @@ class Report:
                     if self.difference
                     else {},
                 },
+                "lapq": self.lapq,
                 "speed": self.speed.as_json() if self.speed else None,
                 "size": {"float_bytes": self.float_bytes, "quantized_bytes": self.quantized_bytes},
                 "seconds": dict(self.seconds),

@@ -50,6 +50,8 @@ def summary(report: Report) -> Table:
         agreement = "" if main.agreement is None else f", top-1 agreement {main.agreement:.1%}"
         where = "" if report.coverage else " in onnxruntime"
         table.add_row("quality", f"{_figure(main)}{agreement} ({samples} samples against float{where})")
+    if report.lapq is not None:
+        table.add_row("steps", Text(_search(report.lapq)))
     if report.speed is not None:
         times = f"{_ms(report.speed.ms_a)} -> {_ms(report.speed.ms_b)}"
         slow = "" if report.speed.speedup >= 1 else ", slower than float here"
@@ -75,6 +77,19 @@ def widths(bits: Mapping[str, str]) -> str:
         count = f"{len(whys)} layers" if not said else str(len(whys))
         said.append(f"{width} in {count}" + (f" ({reason})" if reason else ""))
     return ", ".join(said)
+
+
+def _search(found: Mapping[str, Any]) -> str:
+    """What the joint search of steps did to the loss."""
+    start = found.get("loss_before", found.get("loss_start"))
+    ends = f"{found['loss']} {start:.4g} -> {found['loss_end']:.4g}" if "loss_end" in found else found["loss"]
+    deployed = f", {found['loss_deployed']:.4g} deployed" if "loss_deployed" in found else ""
+    cost = (
+        f" ({found['evaluations']:.0f} evaluations, {found['seconds']:.0f} s)"
+        if "evaluations" in found
+        else ""
+    )
+    return f"{ends}{deployed}{cost}"
 
 
 def reasons(rows: Sequence[NodeRow], most: int = 10) -> Table | None:

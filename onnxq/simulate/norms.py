@@ -1,0 +1,46 @@
+"""Layer-wise ranges of one p-norm for a whole plan: the curve along which LAPQ looks for its start.
+
+    Delta_p = argmin ||Q_Delta(X) - X||_p        for each tensor on its own
+
+(Nahshan et al., arXiv 1911.07190, section 3.2). Tensors of 8 bits keep the ranges that they have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from onnxq.affine import QuantParams
+from onnxq.errors import DataError
+from onnxq.program import Program
+from onnxq.quantizers import parse_quantizer, weight_params
+from onnxq.simulate.variables import Weights
+from onnxq.weights import revive, safe_codes
+
+BYTE = 8
+
+
+def choose_by_norm(program: Program, weights: Weights, p: float) -> None:
+    """Write the grids of least error in the p-norm into the plan, for every tensor below 8 bits.
+
+    Raises:
+        DataError: a tensor has no histogram.
+        UsageError: p is out of range.
+    """
+    quantizer = parse_quantizer(f"lp={p}")
+    tables = {d.group for t, d in program.plan.items() if d.is_weight and t not in weights.sites}
+    chosen: dict[str, QuantParams] = {}
+    for tensor, decision in list(program.plan.items()):
+        if decision.scheme.bits >= BYTE or decision.group in tables:
+            continue
+        if tensor in weights.sites:
+            axis = decision.axis if decision.scheme.granularity == "channel" else None
+            params = revive(weight_params(f"lp={p}", weights.values[tensor], axis, decision.scheme))
+            params, codes, _ = safe_codes(weights.values[tensor], params, *weights.sites[tensor])
+            program.plan[tensor] = replace(decision, params=params, codes=codes)
+            continue
+        if decision.group not in chosen:
+            statistics = program.statistics.get(decision.group)
+            if statistics is None or statistics.histogram is None:
+                raise DataError(f"tensor {decision.group!r} has no histogram; write calibrate:ranges=mse")
+            chosen[decision.group] = quantizer(statistics, decision.scheme)
+        program.plan[tensor] = replace(decision, params=chosen[decision.group])

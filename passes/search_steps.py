@@ -1,0 +1,128 @@
+"""Find all step sizes together by the network's loss: the joint stage of LAPQ.
+
+From the steps that the plan has, Powell's method minimises the loss over one factor for each tensor below 8 bits (over all
+tensors where none is): Nahshan et al., "Loss Aware Post-training Quantization", arXiv 1911.07190. The search is
+`onnxq.search`, the loss `onnxq.simulate`. A step is taken only if it does not lose on calibration samples that are held back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxq.pipeline import Context, Pass, PassResult
+from onnxq.program import Program
+from onnxq.search import Budget, Checkpoint, Progress, Rules, estimate, minimize
+from onnxq.search.objective import Part
+from onnxq.simulate import Evaluator
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SearchSteps(Pass):
+    """Lower the network's loss by choosing all steps together.
+
+    Attributes:
+        loss: auto, cross-entropy, kl, mse, cosine or FILE.py:FUNCTION.
+        samples: calibration samples to evaluate the loss on, those held back included.
+        budget: most evaluations, such as 200, or time, such as 90s or 2m; none for as long as it pays.
+        sweeps: most sweeps over all steps.
+        hold: check each `step`, each `sweep` or nothing (`none`) on the samples held back.
+        checkpoint: file that keeps the state of the search, to go on from.
+    """
+
+    name: ClassVar[str] = "search-steps"
+    loss: str = "auto"
+    samples: int = 512
+    budget: str | None = None
+    sweeps: int = 2
+    hold: Literal["step", "sweep", "none"] = "step"
+    checkpoint: str | None = None
+
+    def run(self, program: Program, ctx: Context) -> PassResult:
+        evaluator = Evaluator(program, ctx, self.loss, self.samples)
+        chosen = _searched(evaluator)
+        objective = _Chosen(evaluator, chosen)
+        rules = Rules(sweeps=self.sweeps, hold=self.hold)
+        expected = estimate(objective, len(chosen), rules)
+        ctx.progress(f"joint search of {len(chosen)} steps, about {expected:.0f} evaluations", 0, None)
+        result = minimize(
+            objective,
+            len(chosen),
+            rules,
+            None if self.budget is None else Budget.parse(self.budget),
+            checkpoint=self._checkpoint(evaluator, chosen, ctx),
+            progress=lambda p: _show(ctx, p),
+        )
+        point = objective.full(result.point)
+        evaluator.apply(point)
+        program.deployed["search-steps"] = evaluator.deployed_loss
+        names = [evaluator.variables[i].name for i in chosen]
+        facts: dict[str, Any] = {
+            "loss": evaluator.loss.name,
+            "variables": len(chosen),
+            "evaluations": result.evaluations,
+            "seconds": result.seconds,
+            "loss_float": evaluator.float_loss(),
+            "loss_start": result.loss_start,
+            "loss_end": result.loss_end,
+            "held_start": result.held_start,
+            "held_end": result.held_end,
+            "history": [list(entry) for entry in result.history],
+            "stopped": result.stopped,
+            "factors": dict(zip(names, np.exp(result.point).tolist(), strict=True)),
+        }
+        return PassResult(int(np.count_nonzero(result.point)), facts={"lapq": facts})
+
+    def _checkpoint(self, evaluator: Evaluator, chosen: list[int], ctx: Context) -> Checkpoint | None:
+        if self.checkpoint is None:
+            return None
+        identity = {
+            "variables": [evaluator.variables[i].name for i in chosen],
+            "loss": evaluator.loss.name,
+            "samples": self.samples,
+            "seed": ctx.seed,
+            "loss_start": evaluator.evaluate(np.zeros(len(evaluator.variables))),
+        }
+        return Checkpoint(Path(self.checkpoint), identity)
+
+
+def _searched(evaluator: Evaluator) -> list[int]:
+    """Variables below 8 bits, all where there are none."""
+    widths = evaluator.widths()
+    low = [i for i, bits in enumerate(widths) if bits < 8]
+    return low or list(range(len(widths)))
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The evaluator over some of its variables."""
+
+    evaluator: Evaluator
+    chosen: list[int]
+
+    @property
+    def costs(self) -> Any:
+        return self.evaluator.costs
+
+    def full(self, point: Vector) -> Vector:
+        """The point with zeros for the variables that stay."""
+        whole = np.zeros(len(self.evaluator.variables))
+        whole[self.chosen] = point
+        return whole
+
+    def evaluate(self, point: Vector, part: Part = "search", changed: int | None = None) -> float:
+        return self.evaluator.evaluate(self.full(point), part)
+
+    def validate(self, point: Vector) -> float:
+        return self.evaluator.validate(self.full(point))
+
+
+def _show(ctx: Context, progress: Progress) -> None:
+    label = f"joint search, loss {progress.loss:.4g}, {progress.seconds_left:.0f} s left"
+    ctx.progress(label, int(progress.evaluations), int(progress.expected))

@@ -1,0 +1,102 @@
+"""The joint search: never worse than its start, deterministic, within its budget, resumable, and right about what is deployed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import onnxq
+from onnxq.data import input_specs, open_data
+from onnxq.errors import DataError, UsageError
+from onnxq.model.load import load_model
+from onnxq.model.prepare import prepare
+from onnxq.passes.search_steps import SearchSteps
+from onnxq.pipeline import Context, Pipeline
+from onnxq.program import Program
+from onnxq.simulate import Evaluator
+
+PLAN = "fold-constants flatten-matmul annotate:{} calibrate:ranges=mse choose-ranges quantize-weights"
+LOW = "weights=int3:channel,activations=uint3"
+
+
+@pytest.fixture
+def planned(models_dir: Path) -> Callable[..., tuple[Program, Context]]:
+    def plan(options: str = LOW) -> tuple[Program, Context]:
+        model = prepare(load_model(models_dir / "digits_cnn.onnx"), 21)[0]
+        program = Program.from_model(model)
+        data = open_data(models_dir / "digits_calib.npz", input_specs(model))
+        ctx = Context(data=data, samples=64, threads=1)
+        Pipeline.parse(PLAN.format(options)).run(program, ctx)
+        return program, ctx
+
+    return plan
+
+
+def scales(program: Program) -> dict[str, list[float]]:
+    return {t: np.ravel(d.params.scale).tolist() for t, d in program.plan.items() if d.params is not None}
+
+
+def test_the_loss_falls_and_the_plan_has_it(planned: Callable[..., tuple[Program, Context]]) -> None:
+    program, ctx = planned()
+    facts = SearchSteps(loss="kl", samples=64, sweeps=1).run(program, ctx).facts["lapq"]
+    evaluator = Evaluator(program, ctx, "kl", 64)
+    start = np.zeros(len(evaluator.variables))
+    assert facts["loss_end"] < facts["loss_start"]
+    assert facts["held_end"] <= facts["held_start"]
+    assert evaluator.evaluate(start) == pytest.approx(facts["loss_end"], rel=1e-9)
+    assert evaluator.validate(start) == pytest.approx(facts["held_end"], rel=1e-9)
+    again, other = planned()
+    SearchSteps(loss="kl", samples=64, sweeps=1).run(again, other)
+    assert scales(again) == scales(program)
+
+
+def test_only_narrow_tensors_are_searched(planned: Callable[..., tuple[Program, Context]]) -> None:
+    program, ctx = planned()
+    low = {d.group if not d.is_weight else t for t, d in program.plan.items() if d.scheme.bits < 8}
+    facts = SearchSteps(loss="kl", samples=64, budget="3").run(program, ctx).facts["lapq"]
+    assert set(facts["factors"]) == low
+    wide, ctx = planned("weights=int8:channel")
+    facts = SearchSteps(loss="kl", samples=64, budget="3").run(wide, ctx).facts["lapq"]
+    assert facts["variables"] == len({d.group if not d.is_weight else t for t, d in wide.plan.items()})
+
+
+def test_the_budget_is_kept(planned: Callable[..., tuple[Program, Context]]) -> None:
+    program, ctx = planned()
+    facts = SearchSteps(loss="kl", samples=64, budget="12").run(program, ctx).facts["lapq"]
+    assert facts["evaluations"] <= 12
+    assert facts["stopped"] == "evaluations"
+    with pytest.raises(UsageError, match="search budget 'soon' is not understood"):
+        SearchSteps(budget="soon").run(program, ctx)
+
+
+def test_a_checkpoint_goes_on(planned: Callable[..., tuple[Program, Context]], tmp_path: Path) -> None:
+    file = str(tmp_path / "search.json")
+    whole, ctx = planned()
+    SearchSteps(loss="kl", samples=64, sweeps=1).run(whole, ctx)
+    first, ctx = planned()
+    SearchSteps(loss="kl", samples=64, sweeps=1, budget="15", checkpoint=file).run(first, ctx)
+    second, ctx = planned()
+    SearchSteps(loss="kl", samples=64, sweeps=1, checkpoint=file).run(second, ctx)
+    assert scales(second) == scales(whole)
+    other, ctx = planned("weights=int4:channel,activations=uint4")
+    with pytest.raises(DataError, match="checkpoint"):
+        SearchSteps(loss="kl", samples=64, checkpoint=file).run(other, ctx)
+
+
+def test_the_deployed_loss_is_in_the_report(models_dir: Path) -> None:
+    done = onnxq.compile_model(
+        models_dir / "digits_cnn.onnx",
+        models_dir / "digits_calib.npz",
+        bits="w3a3",
+        ranges="lapq",
+        samples=64,
+        threads=1,
+        speed=False,
+    )
+    found = done.report.as_json()["lapq"]
+    assert found["loss_end"] <= found["loss_start"]
+    assert found["loss_deployed"] == pytest.approx(found["loss_end"], rel=0.5, abs=0.01)
+    assert found["p_values"]
