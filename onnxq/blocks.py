@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from onnxq.affine import SMALLEST_SCALE
 from onnxq.errors import DataError
+from onnxq.parallel import for_each
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.integer[Any]]
@@ -74,6 +75,7 @@ def quantize_blocks(
     *,
     symmetric: bool = True,
     search: bool = True,
+    threads: int = 0,
 ) -> BlockCodes:
     """Codes of an array, in blocks along an axis, each on its own.
 
@@ -84,6 +86,7 @@ def quantize_blocks(
         block: values in a block, at least 1; more than the axis has are as many as it has.
         symmetric: zero point 0 of int8 codes; else each block has a zero point of its own in uint8.
         search: try a few finer grids on each block; without, the largest values decide.
+        threads: 0 for one per core; the codes do not depend on it.
 
     Raises:
         DataError: a value is NaN or infinite.
@@ -105,20 +108,24 @@ def quantize_blocks(
     quantize = _symmetric if symmetric else _asymmetric
     candidates = (NEAR if block <= LONG else FAR) if search else PLAIN
     pieces = _lying if inner == 1 else _standing
-    for x, where, place in pieces(values.reshape(outer, size, inner), block):
-        columns, steps, zeros = quantize(x, bits, candidates)
+
+    def fill(piece: _Piece) -> None:
+        x, where, place = piece
+        columns, steps, zeros = quantize(np.ascontiguousarray(x), bits, candidates)
         target = codes[where]
         target[...] = (columns if inner > 1 else columns.T).reshape(target.shape)
         scale[place] = steps.reshape(scale[place].shape)
         if zero is not None and zeros is not None:
             zero[place] = zeros.reshape(scale[place].shape)
+
+    for_each(fill, pieces(values.reshape(outer, size, inner), block), threads)
     return found
 
 
-_Places = Iterator[tuple[Floats, tuple[slice | int, ...], tuple[slice | int, ...]]]
+_Piece = tuple[Floats, tuple[slice | int, ...], tuple[slice | int, ...]]
 
 
-def _standing(values: Floats, block: int) -> _Places:
+def _standing(values: Floats, block: int) -> Iterator[_Piece]:
     """Blocks of (outer, size, inner) as columns (block, n), with the places of their values and of their scales."""
     outer, size, inner = values.shape
     width = max(CHUNK // block, 64)
@@ -130,8 +137,8 @@ def _standing(values: Floats, block: int) -> _Places:
                 yield values[where], where, (o, index, columns)
 
 
-def _lying(values: Floats, block: int) -> _Places:
-    """The same of (outer, size, 1), whose blocks lie in memory: columns of a copy."""
+def _lying(values: Floats, block: int) -> Iterator[_Piece]:
+    """The same of (outer, size, 1), whose blocks lie in memory."""
     outer, size, _ = values.shape
     whole = size // block * block
     height = max(CHUNK // size, 1)
@@ -139,10 +146,10 @@ def _lying(values: Floats, block: int) -> _Places:
         rows = slice(top, top + height)
         if whole:
             x = values[rows, :whole].reshape(-1, block)
-            yield np.ascontiguousarray(x.T), (rows, slice(whole)), (rows, slice(whole // block))
+            yield x.T, (rows, slice(whole)), (rows, slice(whole // block))
         if whole < size:
             x = values[rows, whole:, 0]
-            yield np.ascontiguousarray(x.T), (rows, slice(whole, size)), (rows, slice(whole // block, None))
+            yield x.T, (rows, slice(whole, size)), (rows, slice(whole // block, None))
 
 
 def _symmetric(x: Floats, bits: int, candidates: Sequence[float]) -> tuple[Codes, Floats, None]:

@@ -136,3 +136,19 @@ def test_a_whole_grid_is_worth_a_decibel() -> None:
         whole = sqnr_db(x, quantize_blocks(x, 0, bits, 32, search=False).values())
         assert whole > usual + gain
         assert sqnr_db(x, quantize_blocks(x, 0, bits, 32).values()) > whole + more
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("shape", "axis"), [((300, 70), 0), ((70, 300), 1), ((3, 70, 50), 1)])
+def test_codes_do_not_depend_on_threads(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], axis: int, symmetric: bool
+) -> None:
+    monkeypatch.setattr(blocks, "CHUNK", 1024)  # some pieces for each thread
+    one, many = (
+        quantize_blocks(normal(*shape), axis, 4, 32, symmetric=symmetric, threads=threads)
+        for threads in (1, 4)
+    )
+    np.testing.assert_array_equal(one.codes, many.codes)
+    np.testing.assert_array_equal(one.scale, many.scale)
+    if one.zero_point is not None and many.zero_point is not None:
+        np.testing.assert_array_equal(one.zero_point, many.zero_point)

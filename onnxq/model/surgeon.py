@@ -31,7 +31,7 @@ from onnxq.model.disk import WORTHWHILE, Spool, file_of, put_on_disk
 from onnxq.model.graph_writer import PLAIN, GraphWriter, gs_nodes, tensor_proto
 from onnxq.model.messages import one_sentence
 from onnxq.model.skeleton import copy_fields, declared, split
-from onnxq.model.tensors import all_graphs, infos, tensor_array, tensor_bytes, tensor_nbytes
+from onnxq.model.tensors import all_graphs, element_type, infos, tensor_array, tensor_bytes
 
 RAW_ATTRIBUTES = {
     AttributeProto.SPARSE_TENSOR,
@@ -93,13 +93,20 @@ def shelve(tensor: gs.Constant, spool: Spool) -> None:
     Raises:
         ModelError: they cannot be written.
     """
-    proto = tensor_proto(tensor)
-    size = tensor_nbytes(proto)
-    if size > WORTHWHILE and file_of(proto) is None:
-        place = spool.append(tensor_bytes(proto))
-        kept = TensorProto(name=tensor.name, data_type=proto.data_type, dims=proto.dims)
-        put_on_disk(kept, spool, place, size)
-        tensor.values = StoredValues(kept)
+    values = tensor._values
+    if values.nbytes <= WORTHWHILE or (isinstance(values, StoredValues) and values.is_on_disk):
+        return
+    data: bytes | memoryview
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biufc" and tensor.export_dtype == values.dtype:
+        kept = TensorProto(data_type=element_type(values.dtype), dims=values.shape)
+        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data  # no copy of what may be large
+    else:
+        kept = tensor_proto(tensor)
+        data = tensor_bytes(kept)
+        kept = TensorProto(data_type=kept.data_type, dims=kept.dims)
+    kept.name = tensor.name
+    put_on_disk(kept, spool, spool.append(data), len(data))
+    tensor.values = StoredValues(kept)
 
 
 def to_graph(model: ModelProto) -> gs.Graph:
