@@ -97,7 +97,11 @@ def shelve(tensor: gs.Constant, spool: Spool) -> None:
     if values.nbytes <= WORTHWHILE or (isinstance(values, StoredValues) and values.is_on_disk):
         return
     data: bytes | memoryview
-    if isinstance(values, np.ndarray) and values.dtype.kind in "biufc" and tensor.export_dtype == values.dtype:
+    if (
+        isinstance(values, np.ndarray)
+        and values.dtype.kind in "biufc"
+        and tensor.export_dtype == values.dtype
+    ):
         kept = TensorProto(data_type=element_type(values.dtype), dims=values.shape)
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data  # no copy of what may be large
     else:
