@@ -1,4 +1,4 @@
-"""Where codes and floats meet: QuantizeLinear and DequantizeLinear at the borders of units, shared by the emission passes."""
+"""Units written into the graph as float nodes between DequantizeLinear and QuantizeLinear."""
 
 from __future__ import annotations
 
@@ -7,193 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.affine import QuantParams, quantize
-from onnxq.bias import bias_codes, bias_params
-from onnxq.graph import Names, constant, float_values, is_constant, present, producer, remove_node, set_input
-from onnxq.packing import Packer
+from onnxq.bias import bias_params
+from onnxq.borders import ALL, FLOAT, Borders, Bounds, bias_reads
+from onnxq.graph import float_values, is_constant, present, producer, remove_node, set_input
 from onnxq.program import Program, Unit
 from onnxq.rules import RELU
-from onnxq.scheme import QuantScheme
 from onnxq.target import Target
-
-FLOAT = np.dtype(np.float32)
-
-
-def storage(scheme: QuantScheme) -> np.dtype[np.integer]:
-    """Type of a code as the kernels read it."""
-    return np.dtype(np.int8 if scheme.signed else np.uint8)
-
-
-class Borders:
-    """Codes and dequantized values of the tensors of a plan, made when first asked for.
-
-    A tensor that is held as codes keeps its name for the dequantized value, so float readers, graph outputs and control-flow
-    bodies read it without being touched. A tensor that is only needed as codes keeps its name for the float value.
-    """
-
-    def __init__(self, program: Program, target: Target) -> None:
-        self.program = program
-        self.graph = program.graph
-        self.names = Names(program.graph)
-        self.target = target
-        self.packer = Packer(program.graph, self.names, target.packed)
-        self.tensors: dict[str, gs.Tensor] = program.graph.tensors()
-        self._codes: dict[str, gs.Variable] = {}
-        self._values: dict[str, gs.Tensor] = {}
-        self._grids: dict[str, tuple[gs.Constant, gs.Constant]] = {}
-        self._zero_points: dict[tuple[np.dtype[np.integer], tuple[int, ...]], gs.Constant] = {}
-        self._limits: dict[tuple[np.dtype[np.integer], int, int], tuple[gs.Constant, gs.Constant]] = {}
-        self._weights: dict[str, tuple[gs.Tensor, gs.Constant, gs.Constant]] = {}
-
-    def grid(self, tensor: str) -> tuple[gs.Constant, gs.Constant]:
-        """Scale () float32 and zero point () of an activation, one pair of initializers for each group."""
-        group = self.program.plan[tensor].group
-        if group not in self._grids:
-            params = self.program.params(tensor)
-            self._grids[group] = (
-                constant(self.names, f"{group}_scale", params.scale),
-                constant(self.names, f"{group}_zp", params.zero_point.astype(storage(params.scheme))),
-            )
-        return self._grids[group]
-
-    def weight(self, tensor: str) -> tuple[gs.Tensor, gs.Constant, gs.Constant]:
-        """Codes, scale and explicit zero point of a weight, one set for all units that share it."""
-        if tensor not in self._weights:
-            params = self.program.params(tensor)
-            scale = constant(self.names, f"{tensor}_scale", params.scale)
-            self._weights[tensor] = self.weight_codes(tensor), scale, self._zeros(tensor, params)
-        return self._weights[tensor]
-
-    def _zeros(self, tensor: str, params: QuantParams) -> gs.Constant:
-        """Zero point of a weight; weights of one shape of scales share theirs where it is 0."""
-        zero = params.zero_point.astype(storage(params.scheme))
-        key = (zero.dtype, zero.shape)
-        if zero.any() or key not in self._zero_points:
-            made = constant(self.names, f"{tensor}_zp", zero)
-            if zero.any():
-                return made
-            self._zero_points[key] = made
-        return self._zero_points[key]
-
-    def weight_codes(self, tensor: str) -> gs.Tensor:
-        """Codes of a weight, int8 or uint8, stored at as many bits as they have."""
-        decision = self.program.plan[tensor]
-        assert decision.codes is not None
-        codes = decision.codes.astype(storage(decision.scheme))
-        return self.packer.tensor(f"{tensor}_q", codes, decision.scheme.bits)
-
-    def bias(self, unit: Unit) -> gs.Constant | None:
-        """The unit's bias (C,) as int32 codes at input scale times weight scale, None when it has none."""
-        if unit.bias is None:
-            return None
-        values = float_values(self.tensors[unit.bias])
-        assert values is not None
-        codes = bias_codes(values, bias_params(unit, self.program))
-        return constant(self.names, f"{unit.bias}_q", codes)
-
-    def codes(self, tensor: str) -> gs.Variable:
-        """Codes of a tensor; a QuantizeLinear after the float tensor when nobody holds them."""
-        if tensor not in self._codes:
-            self._quantize(tensor, self.tensors[tensor], self._new_codes(tensor))
-        return self._codes[tensor]
-
-    def values(self, tensor: str) -> gs.Tensor:
-        """Dequantized values of a tensor."""
-        if tensor not in self._values:
-            codes = self.codes(tensor)
-            floats = gs.Variable(self.names.fresh(f"{tensor}_dq"), FLOAT, self.tensors[tensor].shape)
-            self.append("DequantizeLinear", tensor, [codes, *self.grid(tensor)], [floats])
-            self._values[tensor] = floats
-        return self._values[tensor]
-
-    def guarded_values(self, tensor: str, channels: int, axis: int) -> gs.Tensor:
-        """Values of a tensor held as codes for a layer that stays float.
-
-        onnxruntime quantizes the weights of a float layer behind a per-tensor DequantizeLinear by itself. It leaves the layer
-        alone behind one with equal scales along an axis, or behind a LeakyRelu of slope 1; the numbers are the same.
-        """
-        floats = gs.Variable(self.names.fresh(f"{tensor}_dq"), FLOAT, self.tensors[tensor].shape)
-        if self.target.guard == "slope":
-            self.append("LeakyRelu", tensor, [self.values(tensor)], [floats]).attrs["alpha"] = 1.0
-            return floats
-        scale, zero = (np.full(channels, t.values, t.values.dtype) for t in self.grid(tensor))
-        grid = [constant(self.names, f"{tensor}_{n}", v) for n, v in (("scales", scale), ("zps", zero))]
-        self.append("DequantizeLinear", tensor, [self.codes(tensor), *grid], [floats]).attrs["axis"] = axis
-        return floats
-
-    def is_held(self, tensor: str) -> bool:
-        """Whether only codes of the tensor are written, so far."""
-        return self._values.get(tensor) is not None and self._values[tensor] is self.tensors[tensor]
-
-    def hold(self, tensor: str) -> gs.Variable:
-        """Codes for a kernel to write; from here on the tensor's own name is their dequantized value."""
-        floats = self.tensors[tensor]
-        floats.inputs.clear()
-        codes = self._new_codes(tensor)
-        self.append("DequantizeLinear", tensor, [codes, *self.grid(tensor)], [floats])
-        self._values[tensor] = floats
-        return codes
-
-    def quantize_output(self, tensor: str, bounds: tuple[int, int] | None = None) -> gs.Variable:
-        """A float32 variable for a kernel to write, quantized and dequantized again into the tensor.
-
-        Args:
-            bounds: smallest and largest code to let through; None for all.
-        """
-        raw = gs.Variable(self.names.fresh(f"{tensor}_float"), FLOAT, self.tensors[tensor].shape)
-        self._quantize(tensor, raw, self.hold(tensor), bounds)
-        return raw
-
-    def _quantize(
-        self, tensor: str, floats: gs.Tensor, codes: gs.Variable, bounds: tuple[int, int] | None = None
-    ) -> None:
-        limits = self.limits(tensor, bounds)
-        if limits is None:
-            self.append("QuantizeLinear", tensor, [floats, *self.grid(tensor)], [codes])
-            return
-        open_codes = gs.Variable(self.names.fresh(f"{tensor}_raw"), codes.dtype, codes.shape)
-        self.append("QuantizeLinear", tensor, [floats, *self.grid(tensor)], [open_codes])
-        self.append("Clip", tensor, [open_codes, *limits], [codes])
-
-    def limits(
-        self, tensor: str, bounds: tuple[int, int] | None = None
-    ) -> tuple[gs.Constant, gs.Constant] | None:
-        """Smallest and largest code of a tensor as initializers, None where its storage saturates there by itself.
-
-        Args:
-            bounds: codes that an absorbed activation lets through; None for all of the tensor's grid.
-        """
-        scheme = self.program.plan[tensor].scheme
-        low, high = bounds or (scheme.qmin, scheme.qmax)
-        kind = storage(scheme)
-        if (low, high) == (np.iinfo(kind).min, np.iinfo(kind).max):
-            return None
-        if (kind, low, high) not in self._limits:
-            self._limits[kind, low, high] = (
-                constant(self.names, f"{tensor}_low", np.array(low, kind)),
-                constant(self.names, f"{tensor}_high", np.array(high, kind)),
-            )
-        return self._limits[kind, low, high]
-
-    def append(
-        self, op: str, name: str, inputs: list[gs.Tensor], outputs: list[gs.Tensor], domain: str = ""
-    ) -> gs.Node:
-        """A new node named after its output where that is new too, else after a tensor or node."""
-        known = self.tensors.get(outputs[0].name) is outputs[0]
-        node_name = self.names.fresh(f"{name}_dq") if known else outputs[0].name
-        node = gs.Node(op, node_name, inputs=inputs, outputs=outputs, domain=domain)
-        self.graph.nodes.append(node)
-        return node
-
-    def finish(self) -> None:
-        """Drop conversions that nobody reads and restore the order of nodes."""
-        self.graph.cleanup(remove_unused_graph_inputs=False).toposort()
-
-    def _new_codes(self, tensor: str) -> gs.Variable:
-        scheme = self.program.plan[tensor].scheme
-        shape = self.tensors[tensor].shape
-        self._codes[tensor] = gs.Variable(self.names.fresh(f"{tensor}_q"), storage(scheme), shape)
-        return self._codes[tensor]
 
 
 def activation(unit: Unit, nodes: Mapping[str, gs.Node]) -> gs.Node | None:
@@ -202,30 +21,21 @@ def activation(unit: Unit, nodes: Mapping[str, gs.Node]) -> gs.Node | None:
     return last if len(unit.nodes) > 1 and last.op in RELU else None
 
 
-def code_bounds(node: gs.Node, params: QuantParams) -> tuple[int, int]:
-    """Smallest and largest code that a Relu or Clip by constants lets through.
-
-    Rounding keeps order, so clipping codes at the codes of the bounds gives the codes of the clipped values.
-    """
-    bounds = [params.scheme.qmin, params.scheme.qmax]
-    limits = [present(node, 1), present(node, 2)]
-    for end, limit in enumerate(limits):
-        values = None if limit is None else float_values(limit)
-        if values is not None:
-            bounds[end] = int(quantize(values.ravel()[0], params))
+def bounds_of(node: gs.Node) -> Bounds:
+    """What a Relu or a Clip by constants lets through."""
     if node.op == "Relu":
-        bounds[0] = int(quantize(np.zeros((), np.float32), params))
-    return bounds[0], bounds[1]
+        return Bounds(low=np.float32(0))
+    found = (None if t is None else float_values(t) for t in (present(node, 1), present(node, 2)))
+    return Bounds(*(None if v is None else v.ravel()[0] for v in found))
 
 
-def is_saturation(node: gs.Node, params: QuantParams) -> bool:
-    """Whether a Relu or Clip does no more than codes do by themselves: it lets every code through."""
-    return code_bounds(node, params) == (params.scheme.qmin, params.scheme.qmax)
+def write_qdq(program: Program, target: Target, *, open_plan: bool = False) -> Borders:
+    """Write all units of a program into its graph as float nodes between DequantizeLinear and QuantizeLinear.
 
-
-def write_qdq(program: Program, target: Target) -> Borders:
-    """Write all units of a program into its graph as float nodes between DequantizeLinear and QuantizeLinear."""
-    borders = Borders(program, target)
+    Args:
+        open_plan: whether other grids are to be put into what is written; see `Borders`.
+    """
+    borders = Borders(program, target, open_plan=open_plan)
     nodes = {n.name: n for n in program.graph.nodes}
     for unit in program.units.values():
         if unit.is_layout:
@@ -274,11 +84,10 @@ def surround(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node]) -> None
         _dequantize_weight(borders, unit, nodes)
     if unit.output not in borders.program.plan:
         return
-    last, after, bounds = nodes[unit.nodes[-1]], activation(unit, nodes), None
+    last, after, bounds = nodes[unit.nodes[-1]], activation(unit, nodes), ALL
     if after is not None and not borders.target.qdq_only:
-        # on codes it is exact, since rounding keeps the order, and leaves the kernel in front of it whole
-        params = borders.program.params(unit.output)
-        bounds = None if is_saturation(after, params) else code_bounds(after, params)
+        # on codes it is exact, and leaves the kernel in front of it whole
+        bounds = bounds_of(after)
         remove_node(borders.graph, after)
         last = nodes[unit.nodes[-2]]
     last.outputs = [borders.quantize_output(unit.output, bounds)]
@@ -304,7 +113,7 @@ def _dequantize_weight(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node
 def _dequantized_bias(borders: Borders, unit: Unit, codes: gs.Constant) -> gs.Variable:
     assert unit.bias is not None
     scale = bias_params(unit, borders.program)
-    factor = constant(borders.names, f"{unit.bias}_scale", scale)
+    factor = borders.parameter(f"{unit.bias}_scale", bias_reads(unit), lambda p: bias_params(unit, p))
     floats = gs.Variable(borders.names.fresh(f"{unit.bias}_dq"), FLOAT, codes.shape)
     dequantize = borders.append("DequantizeLinear", unit.bias, [codes, factor], [floats])
     if scale.ndim:

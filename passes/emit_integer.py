@@ -16,14 +16,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.bias import bias_params
+from onnxq.borders import ALL, FLOAT, Borders
 from onnxq.emission import (
-    FLOAT,
-    Borders,
     activation,
-    code_bounds,
+    bounds_of,
     drop_unit_dilations,
     guard_floats,
-    is_saturation,
     look_up_codes,
     move_codes,
     surround,
@@ -119,9 +117,8 @@ class _Kernel:
         after = activation(self.unit, self.nodes)
         if not self.is_coded:
             return last if after is None else self._in_front_of(after, last)
-        params, bounds = borders.program.params(output), None
+        bounds = ALL if after is None else bounds_of(after)
         if after is not None:
-            bounds = None if is_saturation(after, params) else code_bounds(after, params)
             remove_node(borders.graph, after)
         limits = borders.limits(output, bounds)
         if limits is None:
