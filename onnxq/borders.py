@@ -62,6 +62,14 @@ class Bounds:
 
 ALL = Bounds()
 
+# (program, unit, bias) -> bias, what a plan adds to a bias (C,) before it becomes codes
+Correction = Callable[[Program, Unit, NDArray[np.float32]], NDArray[np.float32]]
+
+
+def uncorrected(program: Program, unit: Unit, bias: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The bias itself."""
+    return bias
+
 
 class Borders:
     """Codes and dequantized values of the tensors of a plan, made when first asked for.
@@ -73,15 +81,24 @@ class Borders:
         recipes: how initializers follow from the plan, by name; weights that are stored in 8 bits only.
     """
 
-    def __init__(self, program: Program, target: Target, *, open_plan: bool = False) -> None:
+    def __init__(
+        self,
+        program: Program,
+        target: Target,
+        *,
+        open_plan: bool = False,
+        correction: Correction = uncorrected,
+    ) -> None:
         """Nothing is written yet.
 
         Args:
+            correction: of biases.
             open_plan: whether other grids are to be put into what is written: then each limit is an initializer of its own, also
                 where it limits nothing by this plan.
         """
         self.program = program
         self.open_plan = open_plan
+        self.correction = correction
         self.recipes: dict[str, Recipe] = {}
         self.graph = program.graph
         self.names = Names(program.graph)
@@ -97,12 +114,12 @@ class Borders:
 
     def grid(self, tensor: str) -> tuple[gs.Constant, gs.Constant]:
         """Scale () float32 and zero point () of an activation, one pair of initializers for each group."""
-        group = self.program.plan[tensor].group
+        decision = self.program.plan[tensor]
+        group, kind = decision.group, storage(decision.scheme)
         if group not in self._grids:
-            params = self.program.params(tensor)
             self._grids[group] = (
                 self.parameter(f"{group}_scale", (tensor,), lambda p: p.params(tensor).scale),
-                constant(self.names, f"{group}_zp", params.zero_point.astype(storage(params.scheme))),
+                self.parameter(f"{group}_zp", (tensor,), lambda p: p.params(tensor).zero_point.astype(kind)),
             )
         return self._grids[group]
 
@@ -141,7 +158,9 @@ class Borders:
         values = float_values(self.tensors[unit.bias])
         assert values is not None
         return self.parameter(
-            f"{unit.bias}_q", bias_reads(unit), lambda p: bias_codes(values, bias_params(unit, p))
+            f"{unit.bias}_q",
+            bias_reads(unit),
+            lambda p: bias_codes(self.correction(p, unit, values.ravel()), bias_params(unit, p)),
         )
 
     def parameter(
@@ -177,12 +196,14 @@ class Borders:
         if self.target.guard == "slope":
             self.append("LeakyRelu", tensor, [self.values(tensor)], [floats]).attrs["alpha"] = 1.0
             return floats
-        zero = self.grid(tensor)[1].values
+        kind = storage(self.program.plan[tensor].scheme)
         grid = [
             self.parameter(
                 f"{tensor}_scales", (tensor,), lambda p: np.full(channels, p.params(tensor).scale)
             ),
-            constant(self.names, f"{tensor}_zps", np.full(channels, zero, zero.dtype)),
+            self.parameter(
+                f"{tensor}_zps", (tensor,), lambda p: np.full(channels, p.params(tensor).zero_point, kind)
+            ),
         ]
         self.append("DequantizeLinear", tensor, [self.codes(tensor), *grid], [floats]).attrs["axis"] = axis
         return floats

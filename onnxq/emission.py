@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.bias import bias_params
-from onnxq.borders import ALL, FLOAT, Borders, Bounds, bias_reads
+from onnxq.borders import ALL, FLOAT, Borders, Bounds, Correction, bias_reads, uncorrected
 from onnxq.graph import float_values, is_constant, present, producer, remove_node, set_input
 from onnxq.program import Program, Unit
 from onnxq.rules import RELU
@@ -29,13 +29,16 @@ def bounds_of(node: gs.Node) -> Bounds:
     return Bounds(*(None if v is None else v.ravel()[0] for v in found))
 
 
-def write_qdq(program: Program, target: Target, *, open_plan: bool = False) -> Borders:
+def write_qdq(
+    program: Program, target: Target, *, open_plan: bool = False, correction: Correction = uncorrected
+) -> Borders:
     """Write all units of a program into its graph as float nodes between DequantizeLinear and QuantizeLinear.
 
     Args:
         open_plan: whether other grids are to be put into what is written; see `Borders`.
+        correction: of biases.
     """
-    borders = Borders(program, target, open_plan=open_plan)
+    borders = Borders(program, target, open_plan=open_plan, correction=correction)
     nodes = {n.name: n for n in program.graph.nodes}
     for unit in program.units.values():
         if unit.is_layout:

@@ -42,29 +42,27 @@ class SearchNorm(Pass):
         start, weights = dict(program.plan), Weights.of(program, ctx.target)
         if all(d.scheme.bits >= 8 for d in start.values()):
             return PassResult(0, {"all tensors": "8 bits leave the norm little to choose"})
-        first = Evaluator(program, ctx, self.loss, self.samples)
-        base = first.evaluate(np.zeros(len(first.variables)))
+        evaluator = Evaluator(program, ctx, self.loss, self.samples)
+        base = evaluator.evaluate_plan(start)
         done = 0
 
         def at(p: float) -> float:
             nonlocal done
-            program.plan.update(start)
             choose_by_norm(program, weights, p)
-            found = Evaluator(program, ctx, samples=self.samples, like=first)
             done += 1
             ctx.progress(f"p-norm {p:.2f}", done, self.points + 2)
-            return found.evaluate(np.zeros(len(found.variables)))
+            return evaluator.evaluate_plan(program.plan)
 
         chosen = search_p(at, tuple(np.linspace(self.least, self.most, self.points).tolist()))
         program.plan.update(start)
         if chosen.loss < base:
             choose_by_norm(program, weights, chosen.p)
         facts = {
-            "loss": first.loss.name,
+            "loss": evaluator.loss.name,
             "p_values": [p for p, _ in chosen.samples],
             "p_losses": [loss for _, loss in chosen.samples],
             "p_star": chosen.p if chosen.loss < base else None,
-            "loss_float": first.float_loss(),
+            "loss_float": evaluator.float_loss(),
             "loss_before": base,
             "loss_after": min(base, chosen.loss),
         }

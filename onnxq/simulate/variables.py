@@ -5,9 +5,8 @@ A weight with a scale per channel is one variable too: its steps keep their patt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,8 @@ from onnxq.program import Program, QuantDecision, Unit
 from onnxq.saturation import kernel_kind
 from onnxq.target import Target
 from onnxq.weights import code_limit, safe_codes
+
+REMEMBERED = 4  # decisions of a tensor at as many factors
 
 
 @dataclass(frozen=True)
@@ -108,20 +109,53 @@ class Weights:
         return replace(decision, params=params, codes=codes)
 
 
-def write_factors(program: Program, weights: Weights, factors: dict[str, float]) -> None:
-    """Put the steps into the plan; tensors of one group get one grid."""
-    for tensor, decision in list(program.plan.items()):
-        if decision.is_weight and tensor in weights.start:
-            name = decision.group if tensor not in weights.sites else tensor
-            program.plan[tensor] = weights.at(tensor, factors.get(name, 1.0))
-        elif decision.params is not None:
-            factor = factors.get(decision.group, 1.0)
-            program.plan[tensor] = replace(decision, params=scaled(decision.params, factor))
+class Steps:
+    """A plan at multiples of its steps.
 
+    A *point* is a vector of natural logarithms of factors on the steps of the plan at the start, in the order of `variables`:
+    zeros are the plan itself. Equal factors give the same decision objects, by which it is known what changed.
 
-def names(variables: Sequence[Variable]) -> list[str]:
-    """Their names."""
-    return [v.name for v in variables]
+    Attributes:
+        variables: the steps.
+        plan: at the start.
+        weights: float weights, to make codes of.
+    """
 
+    def __init__(self, program: Program, target: Target) -> None:
+        """Of a program whose plan is complete."""
+        self.variables = find_variables(program)
+        self.plan = dict(program.plan)
+        self.weights = Weights.of(program, target)
+        self._places = {v.name: i for i, v in enumerate(self.variables)}
+        self._made: dict[str, dict[float, QuantDecision]] = {}
 
-Codes = NDArray[np.integer[Any]]
+    def at(self, point: NDArray[np.float64]) -> dict[str, QuantDecision]:
+        """The plan at a point."""
+        factors = np.exp(np.asarray(point, np.float64)).tolist()
+        return {tensor: self._at(tensor, factors[self._places[self._name(tensor)]]) for tensor in self.plan}
+
+    def widths(self) -> list[int]:
+        """Bits of the codes that each variable scales."""
+        bits = {self._name(tensor): decision.scheme.bits for tensor, decision in self.plan.items()}
+        return [bits[v.name] for v in self.variables]
+
+    def _name(self, tensor: str) -> str:
+        """The variable that scales a tensor; a table shares that of the activations it becomes."""
+        return tensor if tensor in self.weights.sites else self.plan[tensor].group
+
+    def _at(self, tensor: str, factor: float) -> QuantDecision:
+        if factor == 1.0:
+            return self.plan[tensor]
+        made = self._made.setdefault(tensor, {})
+        if factor not in made:
+            while len(made) >= REMEMBERED:
+                del made[next(iter(made))]
+            made[factor] = self._make(tensor, factor)
+        return made[factor]
+
+    def _make(self, tensor: str, factor: float) -> QuantDecision:
+        if tensor in self.weights.start:
+            return self.weights.at(tensor, factor)
+        decision = self.plan[tensor]
+        assert decision.params is not None
+        return replace(decision, params=scaled(decision.params, factor))

@@ -60,8 +60,8 @@ def build(
 def assert_exact(arithmetic: Arithmetic) -> Callable[..., dict[str, NDArray[Any]]]:
     """Asserts that the reference gives what onnxruntime gives, bit by bit: codes of all quantized tensors, and all outputs.
 
-    Float layers between codes may be fused otherwise once codes are returned, so what they round may differ where `floats` allows it:
-    by how much of the largest value.
+    Float layers between codes may be fused otherwise once codes are returned, so what they round may differ where `floats`
+    allows it: by how much of the largest value.
 
     Returns the reference's tensors.
     """
