@@ -1,0 +1,67 @@
+"""Codes of weights at any scale, each so that it makes up for the rounding of the others on the calibration samples.
+
+See `onnxq.rounding` for the method. A channel keeps the codes of least expected error at its output, E[((w - s q) x)^2], so none
+gets worse than rounded to nearest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxq.graph import float_values
+from onnxq.moments import Moment, Site
+from onnxq.program import QuantDecision
+from onnxq.rounding import Feedback, output_error
+from onnxq.saturation import as_rows, from_rows, partners
+
+Rows = NDArray[np.float64]
+
+
+class WeightRounder:
+    """Makes codes of one weight."""
+
+    def __init__(self, site: Site, moment: Moment, limit: int) -> None:
+        """Of a weight that layers read.
+
+        Args:
+            site: the weight and its layers.
+            moment: E[x x^T] of their inputs, (groups, K, K).
+            limit: largest sum of two neighbouring codes of one sign; 0 for none.
+        """
+        values = float_values(site.nodes[0].inputs[1])
+        assert values is not None
+        self._site, self._moment, self._limit = site, moment, limit
+        self._rows = self._as_rows(values)
+        self._partners = partners(values.shape, site.kind, site.axis)
+
+    def round(self, decision: QuantDecision) -> tuple[QuantDecision, float]:
+        """The decision with the better codes of each channel, and what part of the expected error is left."""
+        params, codes, site = decision.params, decision.codes, self._site
+        assert params is not None
+        assert codes is not None
+        nearest = self._as_rows(codes)
+        scale = np.broadcast_to(params.scale.astype(np.float64), codes.shape[site.axis]).reshape(
+            site.shape[:2]
+        )
+        scheme = decision.scheme
+        least = -scheme.qmax if scheme.bits == 8 else scheme.qmin  # with few codes, each counts
+        fed = self._feedback.round(self._rows, scale, self._partners, self._limit, (least, scheme.qmax))
+        before, after = (
+            output_error(self._rows - trial * scale[:, :, None], self._moment) for trial in (nearest, fed)
+        )
+        best = np.where((after < before)[:, :, None], fed, nearest)
+        flat = best.reshape(-1, site.shape[2]).astype(codes.dtype)
+        left = float(np.minimum(after, before).sum() / max(before.sum(), np.finfo(np.float64).tiny))
+        return replace(decision, codes=from_rows(flat, codes.shape, site.kind, site.axis)), left
+
+    @cached_property
+    def _feedback(self) -> Feedback:
+        return Feedback(self._moment)
+
+    def _as_rows(self, weight: NDArray[Any]) -> Rows:
+        return as_rows(weight.astype(np.float64), self._site.kind, self._site.axis).reshape(self._site.shape)
