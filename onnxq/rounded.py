@@ -14,10 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.graph import float_values
-from onnxq.moments import Moment, Site
-from onnxq.program import QuantDecision
+from onnxq.moments import Moment, Site, moment_parts, second_moments, weight_sites
+from onnxq.pipeline import Context
+from onnxq.program import Program, QuantDecision
 from onnxq.rounding import Feedback, output_error
 from onnxq.saturation import as_rows, from_rows, partners
+from onnxq.weights import code_limit
+
+LARGEST = 1152
+BYTE = 8
 
 Rows = NDArray[np.float64]
 
@@ -65,3 +70,27 @@ class WeightRounder:
 
     def _as_rows(self, weight: NDArray[Any]) -> Rows:
         return as_rows(weight.astype(np.float64), self._site.kind, self._site.axis).reshape(self._site.shape)
+
+
+def weight_rounders(program: Program, ctx: Context, most: int = LARGEST) -> dict[str, WeightRounder]:
+    """What makes the codes of each weight below 8 bits, by weight; those that reduce over too many values have none.
+
+    Args:
+        program: its weights have codes.
+        ctx: without calibration data there are none.
+        most: values that a layer may reduce over; the work grows with the cube.
+    """
+    if ctx.data is None:
+        return {}
+    sites = [
+        site
+        for site in weight_sites(program)[0]
+        if site.shape[2] <= most and program.plan[site.weight].scheme.bits < BYTE
+    ]
+    found = {}
+    for part in moment_parts(sites):
+        moments = second_moments(program, ctx, part)
+        for site in part:
+            limit = code_limit(program, site.units, ctx.target)
+            found[site.weight] = WeightRounder(site, moments[site.weight], limit)
+    return found

@@ -15,7 +15,7 @@ from onnxq.graph import float_values
 from onnxq.moments import Site, moment_parts, second_moments, weight_sites
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
-from onnxq.rounded import WeightRounder
+from onnxq.rounded import LARGEST, WeightRounder
 from onnxq.weights import code_limit, typical_sqnr_db
 
 TINY = 1e-12
@@ -37,7 +37,7 @@ class RoundWeights(Pass):
 
     name: ClassVar[str] = "round-weights"
     when: Literal["needed", "always"] = "needed"
-    largest: int = 1152
+    largest: int = LARGEST
     samples: int = 128
     patches: int = 16
     saturation: str = "safe"

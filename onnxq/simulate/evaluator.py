@@ -22,13 +22,15 @@ from onnxq.measure.compare import run
 from onnxq.model.session import make_session
 from onnxq.pipeline import Context
 from onnxq.program import Program
+from onnxq.rounded import weight_rounders
 from onnxq.simulate.emitted import Plan, emit
 from onnxq.simulate.engine import Engine
 from onnxq.simulate.losses import Loss, find_loss
-from onnxq.simulate.variables import Steps, Variable
+from onnxq.simulate.variables import Steps, Variable, Weights
 
 Array = NDArray[Any]
 Vector = NDArray[np.float64]
+Rounding = Literal["feedback", "nearest"]
 Part = Literal["search", "coarse", "held"]
 PARTS: tuple[Part, ...] = ("search", "coarse", "held")
 
@@ -58,6 +60,8 @@ class Evaluator:
         loss: name of a loss; see `find_loss`.
         samples: how many to evaluate on, the held-back ones included.
         correct: whether the shift that quantized weights cause is taken out of the biases, as the pass correct-bias does.
+        rounding: of weights below 8 bits whose steps change: with error `feedback`, as the pass round-weights does, or to the
+            `nearest` code.
         memory: bytes to keep at the cuts.
         segments: to cut the network into, at most.
 
@@ -75,6 +79,7 @@ class Evaluator:
         samples: int = 512,
         *,
         correct: bool = True,
+        rounding: Rounding = "feedback",
         memory: int = MEMORY,
         segments: int = SEGMENTS,
     ) -> None:
@@ -82,7 +87,8 @@ class Evaluator:
             raise DataError("there is no calibration data to evaluate a loss on; give some with --calib")
         self.program, self.ctx = program, ctx
         self.evaluations = 0
-        self._steps = Steps(program, ctx.target)
+        rounders = weight_rounders(program, ctx) if rounding == "feedback" else {}
+        self._steps = Steps(program, ctx.target, rounders)
         self._samples = self._read(samples)
         self.loss: Loss = self._find_loss(loss)
         self._engine = self._engine_of(segments, memory, correct)
@@ -104,6 +110,11 @@ class Evaluator:
     def variables(self) -> tuple[Variable, ...]:
         """The steps, in the order of a point."""
         return self._steps.variables
+
+    @property
+    def weights(self) -> Weights:
+        """How codes of weights are made."""
+        return self._steps.weights
 
     @property
     def costs(self) -> Mapping[Part, float]:

@@ -5,7 +5,9 @@ A weight with a scale per channel is one variable too: its steps keep their patt
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -14,10 +16,12 @@ from numpy.typing import NDArray
 from onnxq.affine import QuantParams, quantize
 from onnxq.graph import float_values
 from onnxq.program import Program, QuantDecision, Unit
+from onnxq.rounded import WeightRounder
 from onnxq.saturation import kernel_kind
 from onnxq.target import Target
 from onnxq.weights import code_limit, safe_codes
 
+NO_ROUNDERS: Mapping[str, WeightRounder] = MappingProxyType({})
 REMEMBERED = 4  # decisions of a tensor at as many factors
 
 
@@ -68,15 +72,20 @@ class Weights:
     Attributes:
         values: float weights by name.
         start: decisions at factor 1.
+        sites: kind of kernel, output-channel axis and pair limit of each weight that is no table.
+        rounders: make the codes of weights, where they are not rounded to nearest.
     """
 
     program: Program
     values: dict[str, NDArray[np.float32]]
     start: dict[str, QuantDecision]
     sites: dict[str, tuple[str, int, int]]
+    rounders: Mapping[str, WeightRounder] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, program: Program, target: Target) -> Weights:
+    def of(
+        cls, program: Program, target: Target, rounders: Mapping[str, WeightRounder] = NO_ROUNDERS
+    ) -> Weights:
         """All weights that have codes, tables included."""
         nodes, tensors = {n.name: n for n in program.graph.nodes}, program.graph.tensors()
         readers: dict[str, list[Unit]] = {}
@@ -91,10 +100,10 @@ class Weights:
             if not units[0].is_table:
                 kind = min(kernel_kind(nodes[u.name]) for u in units)
                 sites[weight] = kind, units[0].channel_axis, code_limit(program, units, target)
-        return cls(program, values, start, sites)
+        return cls(program, values, start, sites, rounders)
 
     def at(self, weight: str, factor: float) -> QuantDecision:
-        """The decision with the steps of the start times a factor: nearest codes that no kernel saturates.
+        """The decision with the steps of the start times a factor.
 
         At factor 1 it is the start itself, whatever rounding its codes had.
         """
@@ -103,10 +112,16 @@ class Weights:
             return decision
         assert decision.params is not None
         params = scaled(decision.params, factor)
+        return self.coded(weight, params)
+
+    def coded(self, weight: str, params: QuantParams) -> QuantDecision:
+        """The decision with these parameters, and codes that no kernel saturates."""
+        decision, values = self.start[weight], self.values[weight]
         if weight not in self.sites:
-            return replace(decision, params=params, codes=quantize(self.values[weight], params))
-        params, codes, _ = safe_codes(self.values[weight], params, *self.sites[weight])
-        return replace(decision, params=params, codes=codes)
+            return replace(decision, params=params, codes=quantize(values, params))
+        params, codes, _ = safe_codes(values, params, *self.sites[weight])
+        made = replace(decision, params=params, codes=codes)
+        return self.rounders[weight].round(made)[0] if weight in self.rounders else made
 
 
 class Steps:
@@ -121,11 +136,13 @@ class Steps:
         weights: float weights, to make codes of.
     """
 
-    def __init__(self, program: Program, target: Target) -> None:
+    def __init__(
+        self, program: Program, target: Target, rounders: Mapping[str, WeightRounder] = NO_ROUNDERS
+    ) -> None:
         """Of a program whose plan is complete."""
         self.variables = find_variables(program)
         self.plan = dict(program.plan)
-        self.weights = Weights.of(program, target)
+        self.weights = Weights.of(program, target, rounders)
         self._places = {v.name: i for i, v in enumerate(self.variables)}
         self._made: dict[str, dict[float, QuantDecision]] = {}
 
