@@ -148,7 +148,7 @@ class Engine:
         before = dict(zip(stage.reads, stage.loaded, strict=True)) if stage.session is not None else {}
         for name, tensor in stage.stored.items():
             if any(before.get(t) is not plan[t] for t in self._emitted.recipes[name].reads):
-                array = np.ascontiguousarray(self._emitted.array(name, plan))
+                array = np.array(self._emitted.array(name, plan), order="C")
                 tensor.CopyFrom(numpy_helper.from_array(array, name))
         stage.session, stage.loaded = self._make(stage.segment.model), wanted
         self.loads += 1

@@ -102,7 +102,7 @@ def test_a_point_becomes_the_plan(planned: Planned) -> None:
 
 def test_steps_that_are_far_off_lose(planned: Planned) -> None:
     """Twenty times the step leaves next to nothing of a tensor."""
-    program, ctx = planned("digits_cnn")
+    program, ctx = planned("digits_cnn", "weights=int8:channel")
     evaluator = Evaluator(program, ctx, "kl", 64)
     start = np.zeros(len(evaluator.variables))
     losses = [evaluator.evaluate(start + 3.0 * row) for row in np.eye(len(start))]
