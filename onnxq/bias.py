@@ -50,6 +50,8 @@ def output_shift(
 
 def uncorrectable(unit: Unit, program: Program) -> str | None:
     """Why the bias of a unit with a weight cannot take what the weight's quantization shifts; None where it can."""
+    if program.sides == "activations":
+        return "its weights stay float"
     statistics = program.statistics.get(unit.inputs[0])
     if statistics is None or statistics.channels is None:
         return "no channel means of its input were gathered"

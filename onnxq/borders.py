@@ -163,6 +163,19 @@ class Borders:
             lambda p: bias_codes(self.correction(p, unit, values.ravel()), bias_params(unit, p)),
         )
 
+    def float_bias(self, unit: Unit) -> gs.Constant | None:
+        """The unit's bias (C,) for a kernel that computes in float, None when it has none."""
+        if unit.bias is None:
+            return None
+        values = float_values(self.tensors[unit.bias])
+        assert values is not None
+        shape = values.shape
+        return self.parameter(
+            f"{unit.bias}_f",
+            bias_reads(unit),
+            lambda p: self.correction(p, unit, values.ravel()).reshape(shape),
+        )
+
     def parameter(
         self, name: str, reads: tuple[str, ...], make: Callable[[Program], NDArray[Any]]
     ) -> gs.Constant:

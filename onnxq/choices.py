@@ -124,7 +124,7 @@ class Choices:
             return Pipeline.parse(preset_pipeline(preset, self.form, data=has_data, joint=self.is_joint))
         if self.is_joint:
             raise UsageError(
-                "a pipeline names its own search: write search-norm search-steps behind quantize-weights"
+                "a pipeline names its own search: write search-norm search-steps in front of correct-bias"
             )
         if self.preset is not None:
             raise UsageError("give a preset or a pipeline, not both")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from onnxq.bias import bias_params
 from onnxq.borders import ALL, FLOAT, Borders, Bounds, Correction, bias_reads, uncorrected
@@ -41,7 +43,11 @@ def write_qdq(
     borders = Borders(program, target, open_plan=open_plan, correction=correction)
     nodes = {n.name: n for n in program.graph.nodes}
     for unit in program.units.values():
-        if unit.is_layout:
+        if program.sides == "weights":
+            if unit.weight is not None and not unit.is_table:
+                store_weight(borders, unit, nodes[unit.name])
+                _put_bias(unit, nodes, borders.float_bias(unit))
+        elif unit.is_layout:
             move_codes(borders, unit, nodes[unit.name])
         elif target.rules[unit.kind].role == "table":
             look_up_codes(borders, unit, nodes[unit.name])
@@ -78,12 +84,14 @@ def drop_unit_dilations(node: gs.Node) -> None:
 
 def surround(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node]) -> None:
     """Write a unit as its float nodes between DequantizeLinear and QuantizeLinear."""
+    keeps_weight = unit.weight is not None and borders.program.sides == "activations"
     for node in (nodes[name] for name in unit.nodes):
         for index, tensor in enumerate(node.inputs):
             if tensor.name in unit.inputs:
-                node.inputs[index] = borders.values(tensor.name)
+                guarded = keeps_weight and node.name == unit.name
+                node.inputs[index] = _guarded(borders, node) if guarded else borders.values(tensor.name)
     drop_unit_dilations(nodes[unit.name])
-    if unit.weight is not None:
+    if unit.weight is not None and not keeps_weight:
         _dequantize_weight(borders, unit, nodes)
     if unit.output not in borders.program.plan:
         return
@@ -106,11 +114,38 @@ def _dequantize_weight(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node
         dequantize.attrs["axis"] = axis
     node.inputs[1] = floats
     codes = borders.bias(unit) if borders.target.bias == "int32" else None
-    if codes is None:
+    _put_bias(unit, nodes, None if codes is None else _dequantized_bias(borders, unit, codes))
+
+
+def _put_bias(unit: Unit, nodes: Mapping[str, gs.Node], bias: gs.Tensor | None) -> None:
+    """Let the unit read another tensor as its bias; nothing changes where there is none."""
+    if bias is None:
         return
-    holder = nodes[unit.nodes[1]] if unit.kind == "MatMul" else node
+    holder = nodes[unit.nodes[1]] if unit.kind == "MatMul" else nodes[unit.name]
     place = next(i for i, t in enumerate(holder.inputs) if t.name == unit.bias)
-    holder.inputs[place] = _dequantized_bias(borders, unit, codes)
+    holder.inputs[place] = bias
+
+
+def store_weight(borders: Borders, unit: Unit, node: gs.Node) -> None:
+    """Let a unit that stays float read codes times scale, which runtimes evaluate at load.
+
+    They do not evaluate a DequantizeLinear.
+    """
+    assert unit.weight is not None
+    weight, shape = unit.weight, node.inputs[1].shape
+    scale = borders.parameter(f"{weight}_scale", (weight,), lambda p: _broadcast_scale(p, weight, len(shape)))
+    floats, result = (
+        gs.Variable(borders.names.fresh(f"{weight}_{n}"), FLOAT, shape) for n in ("codes", "dq")
+    )
+    cast = borders.append("Cast", weight, [borders.weight_codes(weight)], [floats])
+    cast.attrs["to"] = onnx.TensorProto.FLOAT
+    borders.append("Mul", weight, [floats, scale], [result])
+    node.inputs[1] = result
+
+
+def _broadcast_scale(program: Program, weight: str, ndim: int) -> NDArray[np.float32]:
+    params = program.params(weight)
+    return params.broadcast(params.scale, ndim)
 
 
 def _dequantized_bias(borders: Borders, unit: Unit, codes: gs.Constant) -> gs.Variable:
@@ -132,10 +167,16 @@ def guard_floats(borders: Borders) -> None:
     for node in list(borders.graph.nodes):
         if node.name in inside or node.op not in INPUT_CHANNELS or not borders.is_held(node.inputs[0].name):
             continue
-        weight = node.inputs[1]
-        if _is_fixed(weight) and weight.shape is not None and not node.attrs.get("transA", 0):
-            channels, axis = INPUT_CHANNELS[node.op](node, weight.shape)
-            node.inputs[0] = borders.guarded_values(node.inputs[0].name, channels, axis)
+        node.inputs[0] = _guarded(borders, node)
+
+
+def _guarded(borders: Borders, node: gs.Node) -> gs.Tensor:
+    """Values for a layer that stays float."""
+    source, weight = node.inputs[0], node.inputs[1]
+    if not _is_fixed(weight) or weight.shape is None or node.attrs.get("transA", 0):
+        return borders.values(source.name)
+    channels, axis = INPUT_CHANNELS[node.op](node, weight.shape)
+    return borders.guarded_values(source.name, channels, axis)
 
 
 def _is_fixed(tensor: gs.Tensor) -> bool:

@@ -20,7 +20,7 @@ PRESETS = {
 }
 WITHOUT_DATA = {"int8": "int8-dynamic", "int8-accurate": "int8-dynamic"}
 WEIGHT_ONLY = "weight-only"
-WEIGHTS, JOINT = "quantize-weights", "search-norm search-steps"
+BIAS, JOINT = "correct-bias", "search-norm search-steps"
 EMITTERS = {"qdq": "emit-qdq", "integer": "emit-integer"}
 
 
@@ -41,10 +41,10 @@ def preset_pipeline(name: str, form: str | None = None, *, data: bool = True, jo
         raise unknown("format", form, EMITTERS)
     chosen = name if data else WITHOUT_DATA.get(name, name)
     text = PRESETS[chosen]
-    if joint and WEIGHTS not in text.split():
+    if joint and BIAS not in text.split():
         raise UsageError(f"preset {chosen!r} has no steps of activations to search (ranges=lapq)")
     if joint:
-        words = text.replace(f" {WEIGHTS} ", f" {WEIGHTS} {JOINT} ").split()
+        words = text.replace(f" {BIAS} ", f" {JOINT} {BIAS} ").split()
         text = " ".join("calibrate:ranges=mse" if word == "calibrate" else word for word in words)
     if form is None:
         return text

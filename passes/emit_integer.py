@@ -26,6 +26,7 @@ from onnxq.emission import (
     move_codes,
     surround,
 )
+from onnxq.errors import UsageError
 from onnxq.graph import constant, rank, remove_node
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, Unit
@@ -41,6 +42,8 @@ class EmitInteger(Pass):
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         ctx.target.check_integer_form()
+        if program.sides != "both":
+            raise UsageError(f"only {program.sides} are quantized, which takes the format qdq")
         borders, kept = Borders(program, ctx.target), {}
         nodes = {n.name: n for n in program.graph.nodes}
         for unit in list(program.units.values()):

@@ -73,7 +73,9 @@ def _copy(program: Program) -> Program:
     }
     model = program.to_model()
     units, floats = dict(program.units), dict(program.floats)
-    return Program(to_graph(model), model, plan, units, floats, statistics=program.statistics)
+    return Program(
+        to_graph(model), model, plan, units, floats, statistics=program.statistics, sides=program.sides
+    )
 
 
 def _correction(program: Program) -> Correction:
