@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -68,27 +69,31 @@ def pipeline(widths: str, method: Method, correct: bool) -> str:
     return " ".join((steps, method.behind, "correct-bias" if correct else "", "emit-qdq"))
 
 
+@cache
+def classes(path: Path, images: Path) -> np.ndarray:
+    """Top-1 classes of the images, (N,)."""
+    with np.load(images) as arrays:
+        name = next(n for n in arrays.files if n != "label")
+        x = arrays[name]
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    parts = [session.run(None, {name: x[i : i + 250]})[0].argmax(axis=1) for i in range(0, len(x), 250)]
+    return np.concatenate(parts)
+
+
 def agreement(task: Task, path: Path) -> float | None:
     """Top-1 agreement with the float model on other images, None where there are none."""
     images = feeds() / f"{task.feeds}_jpg.test.npz"
     if not images.exists():
         return None
-    with np.load(images) as arrays:
-        name = next(n for n in arrays.files if n != "label")
-        x = arrays[name]
-    sessions = [ort.InferenceSession(p, providers=["CPUExecutionProvider"]) for p in (task.path, path)]
-    classes = [
-        np.concatenate([s.run(None, {name: x[i : i + 250]})[0].argmax(axis=1) for i in range(0, len(x), 250)])
-        for s in sessions
-    ]
-    return float((classes[0] == classes[1]).mean())
+    return float((classes(task.path, images) == classes.__wrapped__(path, images)).mean())
 
 
 def row(task: Task, text: str, samples: int, out: Path) -> dict[str, object]:
     """Figures of one pipeline."""
     start = time.perf_counter()
     done = onnxq.compile_model(task.path, task.calib, output=out, pipeline=text, samples=samples, speed=False)
-    found = {**quality(task, out), "jpeg": agreement(task, out), "seconds": time.perf_counter() - start}
+    seconds = time.perf_counter() - start
+    found = {**quality(task, out), "jpeg": agreement(task, out), "seconds": seconds}
     lapq = done.report.lapq or {}
     names = ("loss", "p_star", "variables", "evaluations", "loss_start", "loss_end", "loss_deployed")
     return found | {name: lapq[name] for name in (*names, "held_start", "held_end") if name in lapq}
