@@ -78,6 +78,8 @@ class Borders:
     def weight_codes(self, tensor: str) -> gs.Tensor:
         """Codes of a weight, int8 or uint8, stored at as many bits as they have."""
         decision = self.program.plan[tensor]
+        if decision.points is not None:
+            return self.packer.sums(f"{tensor}_q", decision.points, decision.scheme.bits)
         assert decision.codes is not None
         codes = decision.codes.astype(storage(decision.scheme))
         return self.packer.tensor(f"{tensor}_q", codes, decision.scheme.bits)

@@ -62,7 +62,7 @@ def simulate(program: Program, target: Target) -> Simulation:
 def _copy(program: Program) -> Program:
     """A program with a graph of its own, whose weights are stored as plain 8-bit codes."""
     plan = {
-        tensor: replace(d, scheme=replace(d.scheme, bits=BYTE)) if d.is_weight else d
+        tensor: replace(d, scheme=replace(d.scheme, bits=BYTE), points=None) if d.is_weight else d
         for tensor, d in program.plan.items()
     }
     model = program.to_model()
