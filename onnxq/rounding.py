@@ -12,18 +12,26 @@ whose neighbour in the kernel's reduction is rounded already takes what that lef
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.float64]
 Floats = NDArray[np.floating]
+Number = TypeVar("Number", bound=np.number[Any])
 
 DAMP = 0.01  # d, as a part of the mean of the diagonal
 BLOCK = 64  # columns whose updates of the later ones are put together
 
 
 def feed_back(
-    rows: Rows, scale: Rows, moment: Floats, partners: NDArray[np.intp], limit: int, ends: tuple[int, int]
+    rows: Rows,
+    scale: Rows,
+    moment: Floats,
+    partners: NDArray[np.intp],
+    limit: int,
+    ends: tuple[int | Rows, int | Rows],
 ) -> Rows:
     """Codes of rows of weights.
 
@@ -33,7 +41,7 @@ def feed_back(
         moment: E[x x^T] of each group, (groups, K, K).
         partners: neighbours of each place, (orders, K); K for none; see `onnxq.saturation.partners`.
         limit: largest sum of two neighbouring codes of one sign; 0 for none.
-        ends: smallest and largest code.
+        ends: smallest and largest code, () or (groups, rows).
 
     Returns:
         Whole numbers, the shape of rows.
@@ -50,8 +58,7 @@ def feed_back(
     beside = _places(order, partners)
     group = np.arange(groups)
     least, most = ends
-    low: Rows | int = least
-    high: Rows | int = most
+    low, high = least, most
     for start in range(0, size, BLOCK):
         stop = min(start + BLOCK, size)
         errors = np.empty((groups, stop - start, count))
@@ -67,6 +74,26 @@ def feed_back(
     found = np.empty_like(rows)
     np.put_along_axis(found, order[:, None], codes[:, :size].transpose(0, 2, 1), 2)
     return found
+
+
+def cut_pairs(codes: NDArray[Number], partners: NDArray[np.intp], limit: int) -> NDArray[Number]:
+    """Codes whose neighbours of one sign add up to the limit at most: each of two gives half of what is too much.
+
+    Args:
+        codes: whole numbers within ±limit, (rows, K), of a type that holds their sums.
+        partners: neighbours of each place, (orders, K); K for none.
+        limit: as for `feed_back`; 0 for none.
+    """
+    if not limit:
+        return codes
+    for neighbours in partners:
+        padded = np.pad(codes, ((0, 0), (0, 1)))
+        beside = padded[:, neighbours]
+        up = np.maximum(np.maximum(codes, 0) + np.maximum(beside, 0) - limit, 0)
+        down = np.maximum(-limit - np.minimum(codes, 0) - np.minimum(beside, 0), 0)
+        is_first = np.arange(codes.shape[1]) < neighbours  # gives the odd one
+        codes = codes - (up + is_first) // 2 + (down + is_first) // 2
+    return codes
 
 
 def output_error(difference: Rows, moment: Floats) -> Rows:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxq.rounding import DAMP, feed_back, output_error
-from onnxq.saturation import excess, partners
+from onnxq.rounding import DAMP, cut_pairs, feed_back, output_error
+from onnxq.saturation import as_rows, excess, from_rows, partners
 
 Array = NDArray[Any]
 NONE = np.zeros((0, 1), np.intp)
@@ -116,3 +116,26 @@ def test_the_output_error_is_the_mean_over_samples() -> None:
     samples, rows = correlated(5, 2, 6), np.random.default_rng(1).normal(size=(2, 3, 6))
     expected = np.mean((samples @ rows.transpose(0, 2, 1)) ** 2, axis=1)
     np.testing.assert_allclose(output_error(rows, moments(samples)), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [((40, 150), "Gemm"), ((40, 7), "Gemm"), ((40, 3, 3, 3), "Conv"), ((40, 1, 3, 3), "Depthwise")],
+)
+def test_cut_pairs_are_safe(shape: tuple[int, ...], kind: str) -> None:
+    codes = np.random.default_rng(0).integers(-127, 128, shape)
+    cut = from_rows(cut_pairs(as_rows(codes, kind, 0), partners(shape, kind, 0), 128), shape, kind, 0)
+    assert bool(excess(codes, kind, 0, 128).any()) == (kind != "Depthwise")
+    assert not excess(cut, kind, 0, 128).any()
+    np.testing.assert_array_equal(cut_pairs(codes, partners(shape, kind, 0), 0), codes)
+
+
+def test_pairs_are_cut_as_little_as_can_be() -> None:
+    every = np.arange(-127, 128, 2)
+    pairs = np.stack(np.meshgrid(every, every, indexing="ij"), axis=-1).reshape(-1, 2)
+    cut = cut_pairs(pairs, np.array([[1, 0]]), 128)
+    a, b = pairs.T
+    first = np.arange(-127, 128)[:, None]  # all first codes, each with the nearest second that is allowed
+    second = np.clip(b, -128 - np.minimum(first, 0), 128 - np.maximum(first, 0))
+    least = ((first - a) ** 2 + (second - b) ** 2).min(axis=0)
+    np.testing.assert_array_equal(((cut - pairs) ** 2).sum(axis=1), least)
