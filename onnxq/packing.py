@@ -90,20 +90,18 @@ class Packer:
             points: rows within the range of `bits` bits.
             bits: of a stored code.
         """
-        rows = self.tensor(f"{name}_rows", points.rows, bits)
         channels, shape = len(points.places), points.rows.shape[1:]
-        found = self._append("Gather", name, [rows, self._places(name, points)], np.int8)  # (C, n, ...)
-        flat = self._append("Reshape", name, [found, self._shape((*points.places.shape, -1))], np.int8)
+        rows = self.tensor(f"{name}_rows", points.rows.reshape(len(points.rows), -1), bits)
+        found = self._append("Gather", "points", [rows, self._places(name, points)], np.int8)  # (C, n, K)
         factors = constant(self.names, f"{name}_factors", points.factors[:, None])
-        sums = self._append("MatMulInteger", name, [factors, flat], np.int32)  # (C, 1, K)
-        shaped = self._append("Reshape", name, [sums, self._shape((channels, *shape))], np.int32)
+        sums = self._append("MatMulInteger", "points", [factors, found], np.int32)  # (C, 1, K)
+        shaped = self._append("Reshape", "points", [sums, self._shape((channels, *shape))], np.int32)
         if points.axis == 0:
             return self._cast(name, shaped, np.dtype(np.int8), (channels, *shape))
         order = [*range(1, points.axis + 1), 0, *range(points.axis + 1, len(shape) + 1)]
-        moved = self._append("Transpose", name, [shaped], np.int32, perm=order)
-        return self._cast(
-            name, moved, np.dtype(np.int8), (*shape[: points.axis], channels, *shape[points.axis :])
-        )
+        moved = self._append("Transpose", "points", [shaped], np.int32, perm=order)
+        found_shape = (*shape[: points.axis], channels, *shape[points.axis :])
+        return self._cast(name, moved, np.dtype(np.int8), found_shape)
 
     def _places(self, name: str, points: PointRows) -> gs.Tensor:
         """Places of rows, in as few bytes as pay."""
@@ -112,7 +110,7 @@ class Packer:
         if places.nbytes - small.nbytes <= CAST_BYTES:
             return constant(self.names, f"{name}_places", places)
         stored = constant(self.names, f"{name}_places", small)
-        return self._append("Cast", f"{name}_places", [stored], np.int32, to=onnx.TensorProto.INT32)
+        return self._append("Cast", "points", [stored], np.int32, to=onnx.TensorProto.INT32)
 
     def _planes(self, name: str, codes: Codes, bits: int) -> gs.Tensor:
         signed = codes.dtype == np.int8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from onnxq.errors import UsageError, unknown
 
 GRAPH = "fold-constants fold-batchnorm fold-pad"
@@ -21,16 +23,20 @@ PRESETS = {
 WITHOUT_DATA = {"int8": "int8-dynamic", "int8-accurate": "int8-dynamic"}
 WEIGHT_ONLY = "weight-only"
 WEIGHTS, JOINT = "quantize-weights", "search-norm search-steps"
+ROUND, POINTS = "round-weights", "multipoint"
 EMITTERS = {"qdq": "emit-qdq", "integer": "emit-integer"}
 
 
-def preset_pipeline(name: str, form: str | None = None, *, data: bool = True, joint: bool = False) -> str:
+def preset_pipeline(
+    name: str, form: str | None = None, *, data: bool = True, joint: bool = False, points: bool = False
+) -> str:
     """Pipeline text of a preset.
 
     Args:
         form: `qdq` or `integer`; None for the preset's own.
         data: whether there are calibration samples; without them the preset's counterpart that needs none is taken.
         joint: whether all steps are searched together by the network's loss (LAPQ), which needs histograms.
+        points: whether some channels get further points, behind all that chooses steps and codes.
 
     Raises:
         UsageError: there is no preset or form of that name, or the preset has one form only.
@@ -46,6 +52,10 @@ def preset_pipeline(name: str, form: str | None = None, *, data: bool = True, jo
     if joint:
         words = text.replace(f" {WEIGHTS} ", f" {WEIGHTS} {JOINT} ").split()
         text = " ".join("calibrate:ranges=mse" if word == "calibrate" else word for word in words)
+    if points and ROUND not in text:
+        raise UsageError(f"preset {chosen!r} has no integer layers whose channels could have further points")
+    if points:
+        text = re.sub(rf" ({ROUND}\S*) ", rf" \1 {POINTS} ", text)
     if form is None:
         return text
     if "emit-" not in text:

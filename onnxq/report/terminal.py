@@ -52,6 +52,8 @@ def summary(report: Report) -> Table:
         table.add_row("quality", f"{_figure(main)}{agreement} ({samples} samples against float{where})")
     if report.lapq is not None:
         table.add_row("steps", Text(_search(report.lapq)))
+    if report.multipoint is not None:
+        table.add_row("points", Text(_points(report.multipoint)))
     if report.speed is not None:
         times = f"{_ms(report.speed.ms_a)} -> {_ms(report.speed.ms_b)}"
         slow = "" if report.speed.speedup >= 1 else ", slower than float here"
@@ -77,6 +79,14 @@ def widths(bits: Mapping[str, str]) -> str:
         count = f"{len(whys)} layers" if not said else str(len(whys))
         said.append(f"{width} in {count}" + (f" ({reason})" if reason else ""))
     return ", ".join(said)
+
+
+def _points(found: Mapping[str, Any]) -> str:
+    """How many channels have further points, and what those cost."""
+    tensors = {channel["tensor"] for channel in found["channels"]}
+    weights = f"{found['extra_weights']:,} more weights ({found['budget']:.1%})"
+    where = f"{len(found['channels'])} channels of {len(tensors)} layers have several"
+    return f"{where}: {weights}, {found['bits_mean']:.2f} bits a weight on average"
 
 
 def _search(found: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from onnxq import moments
 from onnxq.affine import dequantize
 from onnxq.data import input_specs, open_data
 from onnxq.model.session import make_session
@@ -175,7 +176,7 @@ def test_layers_in_parts_give_the_same(parse_program: ParseProgram, monkeypatch:
     text = "g (float[N,48] x) => (float[a,b] y) { h = MatMul(x, w) r = Relu(h) y = MatMul(r, v) }"
     weights, found = {"w": normal(48, 20), "v": normal(20, 9)}, []
     for limit in (1 << 28, 1):
-        monkeypatch.setattr(round_weights, "MOMENT_BYTES", limit)
+        monkeypatch.setattr(moments, "MOMENT_BYTES", limit)
         program = prepared(parse_program, text, weights, ROWS)
         assert rounded(program, ROWS, "patches=128").changed == 2
         found.append((codes(program), codes(program, "v")))
