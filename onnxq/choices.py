@@ -13,6 +13,7 @@ from onnxq.precision import Bits, override_bits
 from onnxq.presets import WEIGHT_ONLY, WITHOUT_DATA, preset_pipeline
 from onnxq.quantizers import parse_quantizer
 from onnxq.scheme import QuantScheme
+from onnxq.sizes import parse_bytes
 from onnxq.target import Target, find_target
 
 FLOAT, LAPQ = "float", "lapq"
@@ -160,6 +161,8 @@ class Choices:
         given = (self.multipoint, self.multipoint_error, self.multipoint_size)
         if sum(value is not None for value in given) > 1:
             raise UsageError("give one of multipoint, multipoint-error and multipoint-size")
+        if self.multipoint_size is not None:
+            parse_bytes(self.multipoint_size)
         if not has_data:
             raise UsageError("multipoint judges channels by calibration data; give some with --calib")
         if self.is_weight_only(bits):

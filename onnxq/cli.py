@@ -127,7 +127,7 @@ def compile_command(
     as they run.
     """
     from onnxq.commands.compiling import compile_file
-    from onnxq.report.terminal import reasons, summary
+    from onnxq.report.terminal import point_table, reasons, summary
 
     with progress_bar(as_json) as progress:
         done = compile_file(
@@ -168,10 +168,10 @@ def compile_command(
         return
     out.print(f"[bold]{escape(str(output))}[/bold]", soft_wrap=True)
     out.print(summary(done))
-    table = reasons(done.nodes)
-    if table is not None:
-        out.print()
-        out.print(table)
+    for table in (point_table(done), reasons(done.nodes)):
+        if table is not None:
+            out.print()
+            out.print(table)
 
 
 @app.command(

@@ -39,11 +39,13 @@ from onnxq.points import (
 )
 from onnxq.program import Program, QuantDecision
 from onnxq.saturation import as_rows, from_rows, partners
+from onnxq.simulate import loss_gains
 from onnxq.sizes import emitted_bytes, parse_bytes
 from onnxq.target import Target
 from onnxq.weights import code_limit
 
 BYTE = 8
+LEAST_FELT = 0.1  # of the median: how much the loss feels a layer at least
 TRIALS = 10  # of a budget that meets a size
 TINY = 1e-30
 
@@ -74,7 +76,9 @@ class Multipoint(Pass):
         share: further weights, as a part of those that have fewer than 8 bits.
         error: instead of a share, the largest error of a channel's output, as a part of the mean power of its layer's outputs.
         size: instead, the size of the file to stay within, such as 400kB.
-        choose: by `error` at the output in one knapsack; by `threshold`, the same error of all; or at `random`, to compare with.
+        choose: by `error` at the output; by `loss`, which weighs errors by how much the network's loss feels their layer; by
+            `threshold`, the same error of all; or at `random`, to compare with.
+        loss: of choose=loss: auto, cross-entropy, kl, mse, cosine or FILE.py:FUNCTION.
         points: most of one channel.
         samples: calibration samples to look at.
         patches: random inputs of each kernel from one sample.
@@ -85,7 +89,8 @@ class Multipoint(Pass):
     share: float | None = None
     error: float | None = None
     size: str | None = None
-    choose: Literal["error", "threshold", "random"] = "error"
+    choose: Literal["error", "loss", "threshold", "random"] = "error"
+    loss: str = "auto"
     points: int = 2
     samples: int = 128
     patches: int = 16
@@ -95,6 +100,8 @@ class Multipoint(Pass):
         self._check()
         sites, skipped = _narrow_sites(program)
         layers = list(self._layers(program, ctx, sites))
+        if self.choose == "loss":
+            layers = self._weighed(program, ctx, layers)
         counts = self._counts(program, ctx, layers)
         program.plan.update(_decisions(program, layers, counts))
         facts = _facts(program, layers, counts)
@@ -107,6 +114,10 @@ class Multipoint(Pass):
         for name in ("share", "error"):
             if given.get(name, 0.0) < 0.0:
                 raise UsageError(f"{name} of multipoint is {given[name]:g}; it must not be negative")
+        if self.error is not None and self.choose == "loss":
+            raise UsageError(
+                "choose=loss weighs errors against a budget; give share or size instead of error"
+            )
         if self.share is None and self.choose in ("random", "threshold"):
             raise UsageError(f"choose={self.choose} of multipoint spends a share; give share=0.1")
         if self.points < 2:
@@ -139,6 +150,24 @@ class Multipoint(Pass):
         single = output_errors(rows - (codes * scale[:, None]).astype(np.float32), moment)
         errors = np.stack([single, *(f.error for f in folded)], axis=1) / signal
         return _Layer(site, folded, Candidates(errors, cost=rows.shape[1], weight=1.0 / len(rows)))
+
+    def _weighed(self, program: Program, ctx: Context, layers: Sequence[_Layer]) -> list[_Layer]:
+        """The layers, each weighed by what the loss gains from two points in all of its channels, per error that they take off.
+
+        A gain that is lost in the noise of the samples counts as a small one.
+        """
+        both = [np.full(len(layer.candidates.errors), 2) for layer in layers]
+        changes = [_decisions(program, [layer], [count]) for layer, count in zip(layers, both, strict=True)]
+        gains = loss_gains(program, ctx, changes, self.loss, self.samples)
+        falls = [max(float((e[:, 0] - e[:, 1]).mean()), TINY) for e in (x.candidates.errors for x in layers)]
+        felt = np.array([gain / fall for gain, fall in zip(gains, falls, strict=True)])
+        least = LEAST_FELT * np.median(felt[felt > 0.0]) if (felt > 0.0).any() else 1.0
+        return [
+            replace(
+                layer, candidates=replace(layer.candidates, weight=float(max(weight, least)) / len(count))
+            )
+            for layer, weight, count in zip(layers, felt, both, strict=True)
+        ]
 
     def _counts(self, program: Program, ctx: Context, layers: Sequence[_Layer]) -> list[Counts]:
         """Points of each channel of each layer."""

@@ -100,6 +100,7 @@ def test_further_points_stand_behind_what_chooses_codes() -> None:
     [
         (Choices(multipoint=0.1), "weights of 8 bits fill the codes of the kernels"),
         (Choices(bits="w8a4", multipoint_error=0.1), "weights of 8 bits fill the codes of the kernels"),
+        (Choices(bits="w4a8", multipoint_size="4xB"), "cannot read the size '4xB'"),
         (Choices(bits="w4", multipoint=0.1), "multipoint needs integer activations"),
         (Choices(pipeline="annotate calibrate", multipoint=0.1), "has the option 'share'"),
     ],

@@ -89,6 +89,25 @@ def _points(found: Mapping[str, Any]) -> str:
     return f"{where}: {weights}, {found['bits_mean']:.2f} bits a weight on average"
 
 
+def point_table(report: Report, most: int = 10) -> Table | None:
+    """Layers with channels of several points, those with the most further weights first; None without any."""
+    layers = {n: v for n, v in (report.multipoint or {}).get("layers", {}).items() if v["with_points"]}
+    if not layers:
+        return None
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("further points", overflow="fold")
+    for title in ("channels", "weights", "output SQNR"):
+        table.add_column(title, justify="right", no_wrap=True)
+    ranked = sorted(layers.items(), key=lambda item: -item[1]["extra_weights"])
+    for name, row in ranked[:most]:
+        sqnr = f"{row['sqnr_db_before']:.1f} -> {row['sqnr_db_after']:.1f} dB"
+        channels = f"{row['with_points']} of {row['channels']}"
+        table.add_row(Text(name), channels, f"{row['extra_weights']:,}", sqnr)
+    if len(ranked) > most:
+        table.add_row(f"{len(ranked) - most} more layers with --report or --json")
+    return table
+
+
 def _search(found: Mapping[str, Any]) -> str:
     """What the joint search of steps did to the loss."""
     start = found.get("loss_before", found.get("loss_start"))

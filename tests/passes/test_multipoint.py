@@ -158,12 +158,12 @@ def test_factors_are_those_of_the_points(parse_program: ParseProgram) -> None:
 def test_chosen_beat_random_channels(parse_program: ParseProgram) -> None:
     text, values, x = LAYERS["matmul"]
     left = {}
-    for choose in ("error", "threshold", "random"):
+    for choose in ("error", "loss", "threshold", "random"):
         program = prepared(parse_program, text, {"w": values}, x, "int3")
         facts = pointed(program, x, f"share=0.25,choose={choose}").facts["multipoint"]
         assert facts["budget"] <= 0.25
         left[choose] = channel_errors(program, x).sum()
-    assert left["error"] <= left["threshold"] < left["random"]
+    assert left["error"] == left["loss"] <= left["threshold"] < left["random"]  # one layer needs no weighing
 
 
 def test_random_channels_go_by_the_seed(parse_program: ParseProgram) -> None:
@@ -219,6 +219,7 @@ def test_layers_of_8_bits_are_left_with_the_reason(parse_program: ParseProgram) 
         ({}, "takes one of share"),
         ({"share": 0.1, "error": 0.1}, "takes one of share"),
         ({"share": -0.1}, "share of multipoint is -0.1"),
+        ({"error": 0.1, "choose": "loss"}, "choose=loss weighs errors against a budget"),
         ({"error": 0.1, "choose": "random"}, "choose=random of multipoint spends a share"),
         ({"share": 0.1, "points": 1}, "points is 1"),
     ],
