@@ -99,5 +99,7 @@ def test_the_deployed_loss_is_in_the_report(models_dir: Path) -> None:
     )
     found = done.report.as_json()["lapq"]
     assert found["loss_end"] <= found["loss_start"]
-    assert found["loss_deployed"] == pytest.approx(found["loss_end"], rel=1e-6)  # the same kernels on the same codes
+    assert found["loss_deployed"] == pytest.approx(
+        found["loss_end"], rel=1e-6
+    )  # the same kernels on the same codes
     assert found["p_values"]
