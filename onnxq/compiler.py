@@ -92,6 +92,7 @@ def compile_model(
     loss: str | None = None,
     search_budget: str | None = None,
     checkpoint: str | Path | None = None,
+    cluster: str | None = None,
     skip: Sequence[str] = (),
     form: str | None = None,
     target: str = "ort-cpu",
@@ -125,6 +126,8 @@ def compile_model(
         loss: of that search: auto, cross-entropy, kl, mse, cosine or FILE.py:FUNCTION.
         search_budget: what it may cost, as evaluations (200) or time (2m).
         checkpoint: file that keeps its state, to go on from.
+        cluster: where it evaluates the loss: local:N for N workers here (a script that asks for them needs the usual
+            `if __name__ == "__main__":`), or the address of a Dask scheduler.
         skip: node names or op types to leave in float; * and ? match as in file names.
         form: `qdq` or `integer`; None for the preset's, qdq.
         target: runtime to compile for.
@@ -132,7 +135,7 @@ def compile_model(
         load_calibration, save_calibration: a table of statistics to start from, and where to keep the one made.
         seed: of every random choice.
         threads: intra-op threads of sessions, 0 for onnxruntime's default.
-        provider: onnxruntime execution provider for calibration and checks.
+        provider: onnxruntime execution provider for calibration, search and checks.
         speed: whether to time the result against float.
         scratch: directory for a temporary file that takes the results of a model whose weights are too many for memory; None for
             that of `output`, or the system's.
@@ -163,6 +166,7 @@ def compile_model(
         loss=loss,
         budget=search_budget,
         checkpoint=None if checkpoint is None else str(checkpoint),
+        cluster=cluster,
         skip=tuple(skip),
     )
     steps = choices.resolve(has_data)

@@ -29,6 +29,7 @@ def compile_file(
     loss: str | None = None,
     search_budget: str | None = None,
     checkpoint: Path | None = None,
+    cluster: str | None = None,
     save_calibration: Path | None = None,
     load_calibration: Path | None = None,
     preset: str | None = None,
@@ -75,6 +76,7 @@ def compile_file(
         loss=loss,
         budget=search_budget,
         checkpoint=None if checkpoint is None else str(checkpoint),
+        cluster=cluster,
         skip=tuple(skip),
     ).resolve(calibration is not None or load_calibration is not None)
     check_provider(provider)
@@ -100,6 +102,7 @@ def compile_file(
         loss=loss,
         search_budget=search_budget,
         checkpoint=checkpoint,
+        cluster=cluster,
         skip=skip,
         form=form,
         target=target,
