@@ -103,7 +103,7 @@ def _client(cluster: Cluster) -> Iterator[Client]:
                 n_workers=cluster.workers,
                 threads_per_worker=1,
                 memory_limit=None,
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",  # any free port
                 silence_logs=logging.CRITICAL,
             ) as started,
             Client(started, set_as_default=False) as client,

@@ -25,7 +25,7 @@ from onnxq.passes.search_norm import SearchNorm
 from onnxq.passes.search_steps import SearchSteps
 from onnxq.pipeline import Context, Pipeline
 from onnxq.program import Program
-from onnxq.search import minimize
+from onnxq.search import Budget, minimize
 from onnxq.search.objective import Part
 from onnxq.simulate import Evaluator
 
@@ -95,8 +95,6 @@ class _Killer:
 
 
 def test_a_search_whose_worker_is_killed_ends_as_the_local_one(evaluator: Evaluator) -> None:
-    from onnxq.search import Budget
-
     budget, count = Budget.parse("10"), len(evaluator.variables)
     here = minimize(evaluator, count, budget=budget)
     with _client(Cluster(workers=2)) as client:
@@ -186,7 +184,7 @@ def test_only_the_joint_search_takes_a_cluster() -> None:
 def test_a_scheduler_that_is_not_there(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxq.cluster.PATIENCE", 0.5)
     with (
-        pytest.raises(OnnxqError, match="cannot reach the Dask scheduler tcp://127.0.0.1:9"),
+        pytest.raises(OnnxqError, match=r"cannot reach the Dask scheduler tcp://127\.0\.0\.1:9"),
         spread(evaluator, "tcp://127.0.0.1:9"),
     ):
         pass
