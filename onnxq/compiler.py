@@ -186,7 +186,7 @@ def compile_model(
         table = _table(job, samples)
         compiled = job.program.to_model()
         _slim(compiled, job.original, job.prepared)
-        stamp(compiled, str(steps), seed, table)
+        stamp(compiled, str(_reproducible(steps)), seed, table)
     with clock.stage("verify"):
         deployed = {name: measure(compiled) for name, measure in job.program.deployed.items()}
         progress("verifying", 0, None)
@@ -221,6 +221,11 @@ def compile_model(
         warnings=(*warnings, *(job.data.warnings() if job.data is not None else ()), *verification.warnings),
     )
     return CompiledModel(compiled, report, table, files)
+
+
+def _reproducible(steps: Pipeline) -> Pipeline:
+    """The pipeline without what has no influence on the result: where a search ran and kept its state."""
+    return steps.with_option("cluster", None, needed=False).with_option("checkpoint", None, needed=False)
 
 
 def _megabytes(progress: Progress) -> Callable[[int, int], None]:

@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,11 @@ def test_weights_on_disk_are_refused(models_dir: Path, tmp_path: Path) -> None:
     found.program.spool = Spool(tmp_path)
     with pytest.raises(ModelError, match="weights stay on disk"):
         _recipe(found, 1)
+
+
+def test_the_provider_travels(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluator, "ctx", replace(evaluator.ctx, provider="CUDAExecutionProvide"))
+    with pytest.raises(
+        UsageError, match=r"unknown execution provider 'CUDAExecutionProvide'; .*CPUExecutionProvider"
+    ):
+        Shard(_recipe(evaluator, 1), evaluator.known.samples)
