@@ -136,6 +136,14 @@ CheckpointFile = Annotated[
         panel=SEARCH,
     ),
 ]
+Cluster = Annotated[
+    str | None,
+    option(
+        "Evaluate the loss on N workers here, local:N, or those of a Dask scheduler, tcp://HOST:PORT.",
+        metavar="WHERE",
+        panel=SEARCH,
+    ),
+]
 SaveCalibration = Annotated[
     Path | None, option("Keep the gathered statistics in a file.", metavar="FILE", panel=CALIBRATION)
 ]
