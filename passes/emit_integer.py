@@ -29,6 +29,7 @@ from onnxq.emission import (
     surround,
 )
 from onnxq.graph import constant, rank, remove_node
+from onnxq.measure.tensors import tensor_rows
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, Unit
 
@@ -43,6 +44,7 @@ class EmitInteger(Pass):
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         ctx.target.check_integer_form()
+        tensors = tensor_rows(program)
         borders, kept = Borders(program, ctx.target), {}
         nodes = {n.name: n for n in program.graph.nodes}
         for unit in list(program.units.values()):
@@ -58,7 +60,7 @@ class EmitInteger(Pass):
                 WRITERS[unit.kind](_Kernel(borders, unit, nodes))
         guard_floats(borders)
         borders.finish()
-        return PassResult(len(program.units) - len(kept), kept)
+        return PassResult(len(program.units) - len(kept), kept, {"tensors": tensors})
 
 
 def _refusal(borders: Borders, unit: Unit) -> str | None:
