@@ -5,7 +5,6 @@ These are noises of single tensors, not the noise that layers hand on; nothing i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +27,9 @@ class TensorRow:
     """One quantized tensor.
 
     Attributes:
-        tensor, layer: its name, and that of the node that reads the weight or writes the activation
-            (of a graph input, its first reader).
-        kind: `weight` or `activation`.
+        tensor: its name.
+        layer: the node that writes it where the plan holds one, else the first that reads it.
+        kind: `weight`, `output` of a quantized layer, or `input`: an activation that no quantized layer writes.
         scheme: its grid as text.
         clip: smallest and largest value that codes represent, over all channels.
         scales: smallest and largest scale.
@@ -64,16 +63,18 @@ def tensor_rows(program: Program) -> list[dict[str, Any]]:
     Args:
         program: with scales and codes chosen and its graph still float.
     """
-    tensors, layers = program.graph.tensors(), _layers(program)
+    tensors = program.graph.tensors()
+    writers, readers = _writers(program), _readers(program)
     rows: list[TensorRow] = []
     for name, decision in program.plan.items():
         if decision.params is None:
             continue
-        layer = layers.get(name, "")
+        layer = writers.get(name, readers.get(name, ""))
         if not decision.is_weight:
+            kind = "output" if name in writers else "input"
             statistics = program.statistics.get(name) or program.statistics.get(decision.group)
             if statistics is not None and statistics.count:
-                rows.append(_activation(name, layer, decision.params, statistics))
+                rows.append(_activation(name, layer, kind, decision.params, statistics))
             continue
         values = float_values(tensors[name])
         if values is not None and values.size and decision.codes is not None:
@@ -81,13 +82,16 @@ def tensor_rows(program: Program) -> list[dict[str, Any]]:
     return [row.as_json() for row in rows]
 
 
-def _layers(program: Program) -> Mapping[str, str]:
-    """The unit that stands for each tensor: who writes it, else who reads it first."""
+def _writers(program: Program) -> dict[str, str]:
+    """The unit that writes each activation."""
+    return {tensor: unit.name for unit in program.units.values() for tensor in unit.outputs}
+
+
+def _readers(program: Program) -> dict[str, str]:
+    """The first unit that reads each tensor."""
     found: dict[str, str] = {}
     for unit in program.units.values():
-        found |= dict.fromkeys(unit.outputs, unit.name)
-    for unit in program.units.values():
-        for tensor in (*unit.inputs, *((unit.weight,) if unit.weight is not None else ())):
+        for tensor in (*unit.inputs, *filter(None, (unit.weight,))):
             found.setdefault(tensor, unit.name)
     return found
 
@@ -113,7 +117,9 @@ def _weight(
     )
 
 
-def _activation(name: str, layer: str, params: QuantParams, statistics: TensorStatistics) -> TensorRow:
+def _activation(
+    name: str, layer: str, kind: str, params: QuantParams, statistics: TensorStatistics
+) -> TensorRow:
     data = statistics.minimum, statistics.maximum
     scheme = params.scheme
     ratio: float | None = None
@@ -129,7 +135,7 @@ def _activation(name: str, layer: str, params: QuantParams, statistics: TensorSt
     return TensorRow(
         name,
         layer,
-        "activation",
+        kind,
         str(scheme),
         *_grid(params),
         data,

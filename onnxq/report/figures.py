@@ -16,17 +16,19 @@ MOST_CODES = 32  # more marks than these would be a solid bar
 def noise_by_layer(tensors: Sequence[Json]) -> Plot | None:
     """SQNR of every weight and activation, in the order of the network."""
     order = {layer: place for place, layer in enumerate(dict.fromkeys(t["layer"] for t in tensors), 1)}
-    points: dict[str, list[Point]] = {"weight": [], "activation": []}
+    weights: list[Point] = []
+    activations: list[Point] = []
     for tensor in tensors:
         if tensor["sqnr_db"] is not None:
-            points[tensor["kind"]].append((float(order[tensor["layer"]]), tensor["sqnr_db"]))
-    found = [point for series in points.values() for point in series]
+            series = weights if tensor["kind"] == "weight" else activations
+            series.append((float(order[tensor["layer"]]), tensor["sqnr_db"]))
+    found = weights + activations
     if not found:
         return None
     x = Axis(0.0, len(order) + 1.0, "layer, in order")
     plot = Plot(x, Axis.around([y for _, y in found], "SQNR, dB"), "SQNR of weights and activations by layer")
-    plot.dots(points["weight"], "dot")
-    plot.dots(points["activation"], "dot second")
+    plot.dots(weights)
+    plot.dots(activations, "dot second")
     return plot
 
 

@@ -116,15 +116,16 @@ def _tiles(report: Json) -> list[tuple[str, str, str]]:
 
 def _layers(report: Json) -> list[dict[str, Any]]:
     """Each node with its widths and the noise of its weight and output."""
-    noise: dict[str, dict[str, Any]] = {}
+    noise: dict[str, dict[str, float]] = {}
     for row in report["tensors"]:
-        noise.setdefault(row["layer"], {})[row["kind"]] = row["sqnr_db"]
-    empty: dict[str, Any] = {}
+        if row["sqnr_db"] is not None:  # the worst of several outputs
+            kinds = noise.setdefault(row["layer"], {})
+            kinds[row["kind"]] = min(row["sqnr_db"], kinds.get(row["kind"], row["sqnr_db"]))
     return [
         {
             **node,
             "bits": report["bits"].get(node["name"], ""),
-            **{kind: noise.get(node["name"], empty).get(kind) for kind in ("weight", "activation")},
+            **{kind: noise.get(node["name"], {}).get(kind) for kind in ("weight", "output")},
         }
         for node in report["nodes"]
     ]
@@ -145,8 +146,8 @@ def _reasons(nodes: Sequence[Json]) -> list[dict[str, Any]]:
 
 def _distributions(tensors: Sequence[Json]) -> dict[str, list[tuple[Json, Any]]]:
     """Tensors with a histogram and its picture, by kind."""
-    titles = {"Weights": "weight", "Activations": "activation"}
+    shown = [(tensor, distribution(tensor)) for tensor in tensors if tensor["histogram"]]
     return {
-        title: [(t, distribution(t)) for t in tensors if t["kind"] == kind and t["histogram"]]
-        for title, kind in titles.items()
+        "Weights": [pair for pair in shown if pair[0]["kind"] == "weight"],
+        "Activations": [pair for pair in shown if pair[0]["kind"] != "weight"],
     }

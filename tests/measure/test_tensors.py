@@ -35,7 +35,8 @@ def rows() -> list[dict[str, Any]]:
 def test_every_weight_and_activation_has_a_row(rows: list[dict[str, Any]]) -> None:
     kinds = [row["kind"] for row in rows]
     assert kinds.count("weight") == 17
-    assert kinds.count("activation") >= 17
+    assert kinds.count("output") >= 17
+    assert [row["tensor"] for row in rows if row["kind"] == "input"] == ["image"]
     assert all(row["layer"] for row in rows)
     assert all(len(row["histogram"]) == BINS for row in rows if row["kind"] == "weight")
 
@@ -73,7 +74,7 @@ def test_noise_of_an_activation_is_that_of_its_values() -> None:
     truth = 10 * np.log10(np.sum(values**2) / np.sum((values - rounded) ** 2))
     assert row["sqnr_db"] == pytest.approx(truth, abs=0.05)  # a bin is 1/100 of a step wide
     assert sum(row["histogram"]) == values.size
-    assert row["layer"] == "relu"
+    assert (row["layer"], row["kind"]) == ("relu", "input")
     counts, _ = np.histogram(values, BINS)
     # values of a fine bin that lies across an edge go to one side: one fine bin, of about 100 values, at each end
     assert np.abs(counts - row["histogram"]).max() <= 220

@@ -155,6 +155,17 @@ def test_figures_are_those_of_the_report(full: dict[str, Any]) -> None:
     assert page(full).count("<svg") == 4 + sum(1 for t in full["tensors"] if t["histogram"])
 
 
+def test_an_input_is_not_the_output_of_its_reader(full: dict[str, Any]) -> None:
+    node = {"name": "n", "op": "Conv", "status": "integer", "reason": ""}
+    rows = [
+        {**full["tensors"][0], "layer": "n", "kind": kind, "sqnr_db": ratio}
+        for kind, ratio in (("output", 21.2), ("output", 12.1), ("input", 55.5), ("weight", 33.3))
+    ]
+    text = page({**full, "nodes": [node], "tensors": rows})
+    layers = text[text.index('id="layers"') : text.index('id="tensors"')]
+    assert re.findall(r'<td class="n">([\d.]*)</td>', layers) == ["33.3", "12.1"]
+
+
 def test_names_are_never_markup(full: dict[str, Any]) -> None:
     odd = '"><script>alert(1)</script>&amp;'
     node = {"name": odd, "op": odd, "status": "float", "reason": odd}
