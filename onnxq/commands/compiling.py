@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from onnxq.choices import Choices
 from onnxq.commands.checks import check_files, check_provider
+from onnxq.commands.reporting import report_bytes
 from onnxq.compiler import CompiledModel, compile_model
 from onnxq.data.image_text import parse_image_options
 from onnxq.errors import OnnxqError, UsageError
@@ -158,7 +158,7 @@ def _write(done: CompiledModel, report: Report, output: Path, path: Path | None,
         return
     try:
         with replacing(path) as file:
-            file.write(json.dumps(report.as_json(), indent=2).encode() + b"\n")
+            file.write(report_bytes(report.as_json(), path))
             file.flush()
             done.save(output, progress)
     except OSError as error:
