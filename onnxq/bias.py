@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from onnxq.affine import dequantize
 from onnxq.graph import Names, constant, float_values, set_input
 from onnxq.program import Program, Unit
+
+LARGEST_CODE = 2.0**30  # half of int32, which leaves room for the products
 
 
 def bias_params(unit: Unit, program: Program) -> NDArray[np.float32]:
@@ -26,6 +28,18 @@ def bias_codes(bias: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray
     info = np.iinfo(np.int32)
     codes = np.rint(np.divide(bias.ravel(), scale, dtype=np.float64))
     return np.clip(codes, info.min, info.max).astype(np.int32)
+
+
+def least_scales(program: Program, units: Iterable[Unit]) -> NDArray[np.float64]:
+    """The smallest scales of weights at which each bias of the units that read them fits into int32, () or (C,)."""
+    tensors, least = program.graph.tensors(), np.zeros(())
+    for unit in units:
+        bias = float_values(tensors[unit.bias]) if unit.bias is not None else None
+        decision = program.plan.get(unit.inputs[0]) if unit.inputs else None
+        if bias is not None and decision is not None and decision.params is not None:
+            step = float(decision.params.scale) * LARGEST_CODE
+            least = np.maximum(least, np.abs(bias.ravel()).astype(np.float64) / step)
+    return least
 
 
 def output_shift(

@@ -133,6 +133,11 @@ class Borders:
 
     def _zeros(self, tensor: str, params: QuantParams) -> gs.Constant:
         """Zero point of a weight; weights of one shape of scales share theirs where it is 0."""
+        if self.open_plan:
+            kind = storage(params.scheme)
+            return self.parameter(
+                f"{tensor}_zp", (tensor,), lambda p: p.params(tensor).zero_point.astype(kind)
+            )
         zero = params.zero_point.astype(storage(params.scheme))
         key = (zero.dtype, zero.shape)
         if zero.any() or key not in self._zero_points:
@@ -144,9 +149,10 @@ class Borders:
 
     def weight_codes(self, tensor: str) -> gs.Tensor:
         """Codes of a weight, int8 or uint8, stored at as many bits as they have."""
-        stored = self.packer.tensor(
-            f"{tensor}_q", stored_codes(self.program, tensor), self.program.plan[tensor].scheme.bits
-        )
+        decision = self.program.plan[tensor]
+        if decision.points is not None:
+            return self.packer.sums(f"{tensor}_q", decision.points, decision.scheme.bits)
+        stored = self.packer.tensor(f"{tensor}_q", stored_codes(self.program, tensor), decision.scheme.bits)
         if is_constant(stored):
             self.recipes[stored.name] = Recipe((tensor,), lambda p: stored_codes(p, tensor))
         return stored

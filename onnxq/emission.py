@@ -110,6 +110,8 @@ def _dequantize_weight(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node
     floats = gs.Variable(borders.names.fresh(f"{weight}_dq"), FLOAT, node.inputs[1].shape)
     dequantize = borders.append("DequantizeLinear", weight, list(borders.weight(weight)), [floats])
     axis = borders.program.params(weight).axis
+    if borders.open_plan:
+        axis = unit.channel_axis  # another plan may have a scale for each channel
     if axis is not None:
         dequantize.attrs["axis"] = axis
     node.inputs[1] = floats
@@ -154,7 +156,7 @@ def _dequantized_bias(borders: Borders, unit: Unit, codes: gs.Constant) -> gs.Va
     factor = borders.parameter(f"{unit.bias}_scale", bias_reads(unit), lambda p: bias_params(unit, p))
     floats = gs.Variable(borders.names.fresh(f"{unit.bias}_dq"), FLOAT, codes.shape)
     dequantize = borders.append("DequantizeLinear", unit.bias, [codes, factor], [floats])
-    if scale.ndim:
+    if scale.ndim or borders.open_plan:
         dequantize.attrs["axis"] = 0
     return floats
 

@@ -1,6 +1,6 @@
-"""Second moments of what layers multiply by their weights: the metric in which an error of weights is an error of outputs.
+"""Second moments of what layers with weights multiply, E[x x^T], over random patches of the float layers' inputs.
 
-For one row d of errors, E[(d x)^2] = d C d^T with C = E[x x^T] over the calibration samples, one matrix for each group.
+For a row d of differences of weights, d^T E[x x^T] d is the mean squared error that it makes at the layer's output.
 """
 
 from __future__ import annotations
@@ -19,14 +19,22 @@ from onnxq.program import Program, Unit
 from onnxq.saturation import as_rows, kernel_kind
 
 MOMENT_BYTES = 256 << 20  # of the matrices held at once
-SAMPLES, PATCHES = 128, 16
 
 Moment = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A weight and its reader nodes: (groups, rows, K) in the kernel's order."""
+    """A weight with symmetric codes and where it is read.
+
+    Attributes:
+        weight: name of the initializer.
+        units: that read it.
+        nodes: their main nodes.
+        kind: as for `onnxq.saturation.as_rows`; Conv where a Depthwise shares the weight.
+        axis: output-channel axis.
+        shape: (groups, rows, K) in the kernel's order.
+    """
 
     weight: str
     units: tuple[Unit, ...]
@@ -43,7 +51,7 @@ class Site:
 
 
 def weight_sites(program: Program) -> tuple[list[Site], dict[str, str]]:
-    """Weights with symmetric codes whose inputs are codes, and the reasons of the nodes that are left."""
+    """Weights with symmetric codes that layers multiply activations by, and the reasons of the nodes that are left."""
     nodes = {n.name: n for n in program.graph.nodes}
     readers: dict[str, list[Unit]] = {}
     for unit in program.units.values():
@@ -53,30 +61,46 @@ def weight_sites(program: Program) -> tuple[list[Site], dict[str, str]]:
     skipped: dict[str, str] = {}
     for weight, units in readers.items():
         site = _site(program, weight, tuple(units), tuple(nodes[u.name] for u in units))
-        if isinstance(site, Site):
-            sites.append(site)
-        else:
+        if isinstance(site, str):
             skipped |= dict.fromkeys((u.name for u in units), site)
+        else:
+            sites.append(site)
     return sites, skipped
 
 
+def moment_parts(sites: Sequence[Site]) -> Iterator[list[Site]]:
+    """Sites whose matrices fit into MOMENT_BYTES together, at least one at a time."""
+    part: list[Site] = []
+    for site in sites:
+        if part and sum(s.moment_bytes for s in (*part, site)) > MOMENT_BYTES:
+            yield part
+            part = []
+        part.append(site)
+    if part:
+        yield part
+
+
 def second_moments(
-    program: Program, ctx: Context, sites: Sequence[Site], samples: int = SAMPLES, patches: int = PATCHES
+    program: Program, ctx: Context, sites: Sequence[Site], samples: int = 128, patches: int = 16
 ) -> dict[str, Moment]:
-    """E[x x^T] of the inputs of each site in the float network, (groups, K, K), by weight.
+    """E[x x^T] of each site's inputs, (groups, K, K), by weight.
 
     Args:
-        ctx: with calibration data.
-        samples: to look at.
+        program: its graph is still float.
+        ctx: its data are read.
+        samples: calibration samples to look at.
         patches: random inputs of each kernel from one sample.
+
+    Raises:
+        DataError: there is no data.
+        ModelError: the model cannot be run on the data.
     """
-    assert ctx.data is not None
     rng = ctx.rng()
     sums = {s.weight: np.zeros((s.shape[0], s.shape[2], s.shape[2]), np.float32) for s in sites}
     counts = dict.fromkeys(sums, 0)
     names = list(dict.fromkeys(node.inputs[0].name for site in sites for node in site.nodes))
-    seen = max(min(samples, ctx.samples), ctx.data.least)
-    for _, values in activations(program, ctx, names, seen, "rounding"):
+    wanted = max(min(samples, ctx.samples), ctx.data.least if ctx.data is not None else 0)
+    for _, values in activations(program, ctx, names, wanted, "moments"):
         for site in sites:
             for node in site.nodes:
                 x = input_patches(node, values[node.inputs[0].name], rng, patches)
@@ -100,15 +124,3 @@ def _site(program: Program, weight: str, units: tuple[Unit, ...], nodes: tuple[g
     rows, size = as_rows(decision.codes, nodes[0].op, axis).shape
     kind = min(kernel_kind(node) for node in nodes)  # Conv, the stricter, before Depthwise
     return Site(weight, units, nodes, kind, axis, (group, rows // group, size))
-
-
-def moment_parts(sites: Sequence[Site]) -> Iterator[list[Site]]:
-    """Sites whose matrices fit into MOMENT_BYTES together, at least one at a time."""
-    part: list[Site] = []
-    for site in sites:
-        if part and sum(s.moment_bytes for s in (*part, site)) > MOMENT_BYTES:
-            yield part
-            part = []
-        part.append(site)
-    if part:
-        yield part

@@ -15,6 +15,7 @@ from onnxq.affine import QuantParams
 from onnxq.calibration.statistics import TensorStatistics
 from onnxq.model.disk import Spool
 from onnxq.model.surgeon import shelve, to_graph, to_model
+from onnxq.point_rows import PointRows
 from onnxq.scheme import QuantScheme
 
 
@@ -82,6 +83,7 @@ class QuantDecision:
         axis: channel axis of a weight.
         params: scale and zero point, None until a pass has chosen them.
         codes: quantized weights, int8 or uint8 in the weight's shape; None for activations.
+        points: the rows whose sums the codes are, where they are stored so.
     """
 
     scheme: QuantScheme
@@ -90,6 +92,7 @@ class QuantDecision:
     axis: int | None = None
     params: QuantParams | None = None
     codes: NDArray[np.integer[Any]] | None = None
+    points: PointRows | None = None
 
 
 Sides = Literal["both", "weights", "activations"]

@@ -44,8 +44,9 @@ class RoundWeights(Pass):
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         found, skipped = weight_sites(program)
-        skipped |= {u.name: reason for site in found for u in site.units if (reason := self._too_large(site))}
-        sites = [site for site in found if self._too_large(site) is None]
+        reasons = {site.weight: self._refusal(program, site) for site in found}
+        skipped |= {n.name: why for site in found for n in site.nodes if (why := reasons[site.weight])}
+        sites = [site for site in found if not reasons[site.weight]]
         if self.when == "needed" and all(_keeps_enough(program, site) for site in sites):
             reason = f"half of its channels keep {ENOUGH_DB:.0f} dB as they are"
             return PassResult(0, skipped | {node.name: reason for site in sites for node in site.nodes})
@@ -62,12 +63,13 @@ class RoundWeights(Pass):
                 lowered[site.weight] = 10.0 * math.log10(max(left, TINY))
         return PassResult(len(sites), skipped, {"noise_db": lowered})
 
-    def _too_large(self, site: Site) -> str | None:
+    def _refusal(self, program: Program, site: Site) -> str:
+        """Why a weight is left, empty when it is not."""
+        if program.plan[site.weight].points is not None:
+            return "its codes are sums of several points already"
         size = site.shape[2]
         return (
-            f"it reduces over {size} values, more than largest={self.largest}"
-            if size > self.largest
-            else None
+            f"it reduces over {size} values, more than largest={self.largest}" if size > self.largest else ""
         )
 
 

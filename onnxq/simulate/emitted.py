@@ -68,7 +68,7 @@ def emit(program: Program, target: Target, *, correct: bool) -> Emitted:
 def _copy(program: Program) -> Program:
     """The program with a graph of its own, whose weights are to be stored as plain 8-bit codes."""
     plan = {
-        tensor: replace(d, scheme=replace(d.scheme, bits=BYTE)) if d.is_weight else d
+        tensor: replace(d, scheme=replace(d.scheme, bits=BYTE), points=None) if d.is_weight else d
         for tensor, d in program.plan.items()
     }
     model = program.to_model()
