@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 Counts = NDArray[np.int64]
 Vector = NDArray[np.float64]
 
+HALVINGS = 60
+
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
@@ -68,6 +70,20 @@ def below_error(layers: Sequence[Candidates], limit: float) -> list[Counts]:
         meets = errors <= limit
         found.append(np.where(meets.any(axis=1), meets.argmax(axis=1), errors.argmin(axis=1)) + 1)
     return found
+
+
+def even_error(layers: Sequence[Candidates], budget: float) -> list[Counts]:
+    """The same criterion with the least limit that the budget can buy, by halving an interval of its logarithm."""
+    weighed = np.concatenate([np.zeros(0), *((layer.errors * layer.weight).ravel() for layer in layers)])
+    positive = weighed[weighed > 0.0]
+    if not positive.size:
+        return [np.ones(len(layer.errors), np.int64) for layer in layers]
+    low, high = np.log(positive.min()) - 1.0, np.log(positive.max()) + 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2.0
+        fits = total_cost(layers, below_error(layers, np.exp(middle))) <= budget
+        low, high = (low, middle) if fits else (middle, high)
+    return below_error(layers, np.exp(high))
 
 
 def at_random(layers: Sequence[Candidates], budget: float, rng: np.random.Generator) -> list[Counts]:

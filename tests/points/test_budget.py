@@ -7,7 +7,15 @@ import itertools
 import numpy as np
 import pytest
 
-from onnxq.points import Candidates, at_random, below_error, total_cost, total_error, within_budget
+from onnxq.points import (
+    Candidates,
+    at_random,
+    below_error,
+    even_error,
+    total_cost,
+    total_error,
+    within_budget,
+)
 from onnxq.points.budget import Counts
 
 
@@ -129,3 +137,14 @@ def test_many_channels_take_no_time() -> None:
     layers = [Candidates(part, float(cost)) for cost, part in enumerate(np.split(errors, 50), start=1)]
     counts = within_budget(layers, 100_000.5)
     assert 99_999 < total_cost(layers, counts) <= 100_000.5
+
+
+def test_even_error_is_the_least_limit_that_fits() -> None:
+    rng = np.random.default_rng(5)
+    layers = [Candidates(np.sort(rng.random((20, 2)))[:, ::-1].copy(), cost) for cost in (3.0, 7.0)]
+    for budget in (0.0, 25.0, 60.0, 200.0):
+        counts = even_error(layers, budget)
+        limits = np.unique(np.concatenate([layer.errors.ravel() for layer in layers]))
+        fitting = [e for e in limits if total_cost(layers, below_error(layers, e)) <= budget]
+        for found, best in zip(counts, below_error(layers, fitting[0]), strict=True):
+            np.testing.assert_array_equal(found, best)
