@@ -48,11 +48,14 @@ class Grid:
         ends: smallest and largest code of one point.
         partners: neighbours in the kernel's reduction, (orders, K); see `onnxq.saturation.partners`.
         limit: largest sum of two neighbouring codes of one sign; 0 for none.
+        turned: whether a ratio may be negative, which evens out what the codes of two's complement reach on either side: two
+            points of 2 bits reach from -10 to 5 at a ratio of 4, from -6 to 9 at -4.
     """
 
     ends: tuple[int, int]
     partners: NDArray[np.intp] = field(default_factory=_none)
     limit: int = 0
+    turned: bool = False
 
     @property
     def levels(self) -> int:
@@ -62,11 +65,11 @@ class Grid:
     def folded_ends(self, ratio: int, count: int) -> tuple[int, int]:
         """Smallest and largest folded code of `count` points.
 
-        >>> Grid((-8, 7)).folded_ends(ratio=4, count=2), Grid((-2, 1)).folded_ends(ratio=4, count=3)
-        ((-40, 35), (-42, 21))
+        >>> Grid((-8, 7)).folded_ends(ratio=4, count=2), Grid((-2, 1)).folded_ends(ratio=-4, count=2)
+        ((-40, 35), (-6, 9))
         """
-        reach = sum(ratio**i for i in range(count))
-        return max(reach * self.ends[0], -LARGEST_CODE), min(reach * self.ends[1], LARGEST_CODE)
+        low, high = _reach(np.array(ratio), count, self.ends)
+        return max(int(low), -LARGEST_CODE), min(int(high), LARGEST_CODE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +79,7 @@ class Folded:
     Attributes:
         codes: what the kernel multiplies by, int8, (R, K).
         step: float32, (R,).
-        ratio: of neighbouring points of each row, int64, (R,).
+        ratio: of neighbouring points of each row, int64, (R,); negative only where the grid is turned.
         points: the codes that are stored, coarsest first, int8, (n, R, K).
         error: at the output, float64, (R,).
     """
@@ -99,7 +102,8 @@ def fold_fixed(
 ) -> Folded:
     """Points whose coarsest has the step that the whole layer has; a row chooses its ratio r alone, w = step / r^(n-1) codes.
 
-    A large ratio makes the steps fine, a small one lets the finer points reach further beyond the coarsest, which clips.
+    A large ratio makes the steps fine, a small one lets the finer points reach further beyond the coarsest, which clips. None is
+    negative.
 
     Args:
         rows: weights, (R, K), in the kernel's order.
@@ -127,11 +131,13 @@ def fold_free(
 ) -> Folded:
     """Points whose step each row chooses for itself; see `fold_fixed` for the arguments.
 
-    The ratio only decides how far the folded codes reach, so it is the least with which they reach furthest. Of some steps each
-    row takes the best, then once the step of least squares of the codes found.
+    The ratio only decides how far the folded codes reach, so it is the least with which they reach furthest to both sides. Of
+    some steps each row takes the best, then once the step of least squares of the codes found.
     """
-    ratios = range(2, max(grid.levels, 2) + 1)
-    reach = [high - low for low, high in (grid.folded_ends(ratio, count) for ratio in ratios)]
+    ratios = [
+        sign * r for r in range(2, max(grid.levels, 2) + 1) for sign in ((1, -1) if grid.turned else (1,))
+    ]
+    reach = [min(-low, high) for low, high in (grid.folded_ends(ratio, count) for ratio in ratios)]
     ratio = ratios[int(np.argmax(reach))]
     low, high = grid.folded_ends(ratio, count)
     peak = np.maximum(rows.max(axis=1, initial=0.0) / high, rows.min(axis=1, initial=0.0) / low)
@@ -150,7 +156,7 @@ def split(codes: Integers, ratio: Integers | int, count: int, ends: tuple[int, i
 
     Args:
         codes: (R, K).
-        ratio: () or (R,), from 2 to the number of codes of a point.
+        ratio: () or (R,), from 2 to the number of codes of a point, or the negative of that.
         ends: smallest and largest code of one point.
 
     Raises:
@@ -161,15 +167,23 @@ def split(codes: Integers, ratio: Integers | int, count: int, ends: tuple[int, i
     points = np.empty((count, *codes.shape), np.int8)
     for i in range(count):
         unit = base ** (count - 1 - i)
-        rest = (unit - 1) // (base - 1)  # 1 + r + ... of the finer points
+        low, high = _reach(base, count - 1 - i, ends)  # of the finer points
+        first, last = np.where(unit > 0, [left - high, left - low], [left - low, left - high])
         nearest = np.rint(left / unit).astype(np.int64)
-        least, most = -((rest * ends[1] - left) // unit), (left - rest * ends[0]) // unit
-        digit = np.clip(np.clip(nearest, least, most), *ends)
+        digit = np.clip(np.clip(nearest, -(-first // unit), last // unit), *ends)
         points[i] = digit
         left -= unit * digit
     if left.any():
         raise ValueError(f"codes do not split into {count} points from {ends[0]} to {ends[1]} at their ratio")
     return points
+
+
+def _reach(ratio: Integers, count: int, ends: tuple[int, int]) -> tuple[Integers, Integers]:
+    """Smallest and largest sum of `count` points at each ratio."""
+    units = [ratio**i for i in range(count)]
+    low = sum((np.where(u > 0, u * ends[0], u * ends[1]) for u in units), np.zeros_like(ratio))
+    high = sum((np.where(u > 0, u * ends[1], u * ends[0]) for u in units), np.zeros_like(ratio))
+    return low, high
 
 
 def join(points: Integers, ratio: Integers | int) -> NDArray[np.int64]:
@@ -253,8 +267,8 @@ class _Search:
         """The same grids with error feedback."""
         inputs = moment if moment.ndim == 3 else moment[None]
         shape = (len(inputs), len(rows) // len(inputs))
-        ends = np.array([self.grid.folded_ends(int(r), self.count) for r in best.ratio], np.float64)
-        low, high = ends.T.reshape(2, *shape)
+        reach = np.clip(_reach(best.ratio, self.count, self.grid.ends), -LARGEST_CODE, LARGEST_CODE)
+        low, high = reach.astype(np.float64).reshape(2, *shape)
         grouped = rows.astype(np.float64).reshape(*shape, -1)
         step = best.step.astype(np.float64).reshape(shape)
         fed = feed_back(grouped, step, inputs, self.grid.partners, self.grid.limit, (low, high))
