@@ -10,8 +10,9 @@ from onnxq.points.budget import (
     within_budget,
 )
 from onnxq.points.decompose import Points, decompose, decompose_until
+from onnxq.points.digits import join, split
 from onnxq.points.errors import apply_moment, output_errors
-from onnxq.points.folded import Folded, Grid, fold_fixed, fold_free, join, split
+from onnxq.points.folded import Folded, Grid, fold_fixed, fold_free
 from onnxq.points.scalar import best_point
 
 __all__ = [

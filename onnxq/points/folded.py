@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from onnxq.affine import SMALLEST_SCALE
 from onnxq.parallel import for_each
+from onnxq.points.digits import reach, split
 from onnxq.points.errors import Floats, Vector, apply_moment, output_errors, parts
 from onnxq.rounding import cut_pairs, feed_back
 
@@ -32,7 +33,6 @@ DEEP, WIDE = (
 PER_OCTAVE = 8, 128  # steps, least and most: the error of a short row has many dips
 EVALUATIONS = 2048  # an octave, in the rows where that lies between the two
 
-Integers = NDArray[np.signedinteger]
 Trial = tuple[Vector, int]  # step of each row (R,), ratio
 
 
@@ -68,7 +68,7 @@ class Grid:
         >>> Grid((-8, 7)).folded_ends(ratio=4, count=2), Grid((-2, 1)).folded_ends(ratio=-4, count=2)
         ((-40, 35), (-6, 9))
         """
-        low, high = _reach(np.array(ratio), count, self.ends)
+        low, high = reach(np.array(ratio), count, self.ends)
         return max(int(low), -LARGEST_CODE), min(int(high), LARGEST_CODE)
 
 
@@ -137,8 +137,8 @@ def fold_free(
     ratios = [
         sign * r for r in range(2, max(grid.levels, 2) + 1) for sign in ((1, -1) if grid.turned else (1,))
     ]
-    reach = [min(-low, high) for low, high in (grid.folded_ends(ratio, count) for ratio in ratios)]
-    ratio = ratios[int(np.argmax(reach))]
+    reaches = [min(-low, high) for low, high in (grid.folded_ends(ratio, count) for ratio in ratios)]
+    ratio = ratios[int(np.argmax(reaches))]
     low, high = grid.folded_ends(ratio, count)
     peak = np.maximum(rows.max(axis=1, initial=0.0) / high, rows.min(axis=1, initial=0.0) / low)
     peak = np.where(peak > 0.0, peak.astype(np.float64), 1.0)
@@ -147,52 +147,6 @@ def fold_free(
     octaves = np.arange(-int(DEEP * per_octave), wide * per_octave + 1) / per_octave
     search = _Search(grid, count, moment, refit=True)
     return search.fold(rows, [(peak * 2.0**octave, ratio) for octave in octaves], least, feed)
-
-
-def split(codes: Integers, ratio: Integers | int, count: int, ends: tuple[int, int]) -> NDArray[np.int8]:
-    """Folded codes as points, int8, (count, R, K): sum_i ratio^(count-1-i) points[i] = codes.
-
-    Each point is the nearest to what is left that leaves no more than the finer points can make up for.
-
-    Args:
-        codes: (R, K).
-        ratio: () or (R,), from 2 to the number of codes of a point, or the negative of that.
-        ends: smallest and largest code of one point.
-
-    Raises:
-        ValueError: a code is out of the reach of the points.
-    """
-    left = codes.astype(np.int64)
-    base = np.broadcast_to(np.asarray(ratio, np.int64), len(codes))[:, None]
-    points = np.empty((count, *codes.shape), np.int8)
-    for i in range(count):
-        unit = base ** (count - 1 - i)
-        low, high = _reach(base, count - 1 - i, ends)  # of the finer points
-        first, last = np.where(unit > 0, [left - high, left - low], [left - low, left - high])
-        nearest = np.rint(left / unit).astype(np.int64)
-        digit = np.clip(np.clip(nearest, -(-first // unit), last // unit), *ends)
-        points[i] = digit
-        left -= unit * digit
-    if left.any():
-        raise ValueError(f"codes do not split into {count} points from {ends[0]} to {ends[1]} at their ratio")
-    return points
-
-
-def _reach(ratio: Integers, count: int, ends: tuple[int, int]) -> tuple[Integers, Integers]:
-    """Smallest and largest sum of `count` points at each ratio."""
-    units = [ratio**i for i in range(count)]
-    low = sum((np.where(u > 0, u * ends[0], u * ends[1]) for u in units), np.zeros_like(ratio))
-    high = sum((np.where(u > 0, u * ends[1], u * ends[0]) for u in units), np.zeros_like(ratio))
-    return low, high
-
-
-def join(points: Integers, ratio: Integers | int) -> NDArray[np.int64]:
-    """The folded codes of points (n, R, K) at ratios () or (R,), int64, (R, K); the inverse of `split`."""
-    base = np.broadcast_to(np.asarray(ratio, np.int64), points.shape[1])[:, None]
-    codes = np.zeros(points.shape[1:], np.int64)
-    for point in points:
-        codes = codes * base + point
-    return codes
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,8 +221,8 @@ class _Search:
         """The same grids with error feedback."""
         inputs = moment if moment.ndim == 3 else moment[None]
         shape = (len(inputs), len(rows) // len(inputs))
-        reach = np.clip(_reach(best.ratio, self.count, self.grid.ends), -LARGEST_CODE, LARGEST_CODE)
-        low, high = reach.astype(np.float64).reshape(2, *shape)
+        ends = np.clip(reach(best.ratio, self.count, self.grid.ends), -LARGEST_CODE, LARGEST_CODE)
+        low, high = ends.astype(np.float64).reshape(2, *shape)
         grouped = rows.astype(np.float64).reshape(*shape, -1)
         step = best.step.astype(np.float64).reshape(shape)
         fed = feed_back(grouped, step, inputs, self.grid.partners, self.grid.limit, (low, high))
