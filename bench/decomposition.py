@@ -103,7 +103,8 @@ def figures(model: str) -> dict:
         one = found[f"w{bits}"] = {"1": {"closest": measured(one_point(bits), weights)}}
         for count in COUNTS[1:]:
             methods = {c: free(bits, count, c) for c in (*CONSTRUCTIONS, "best")} | {
-                "folded": folded(bits, count)
+                "folded": folded(bits, count),
+                "turned": folded(bits, count, turned=True),
             }
             one[str(count)] = {name: measured(method, weights) for name, method in methods.items()}
     eight = found["w8"]["1"]["closest"]["sqnr_db"]

@@ -22,15 +22,15 @@ from onnxq.affine import SMALLEST_SCALE
 from onnxq.parallel import for_each
 from onnxq.points.digits import reach, split
 from onnxq.points.errors import Floats, Vector, apply_moment, output_errors, parts
+from onnxq.points.scalar import best_point
 from onnxq.rounding import cut_pairs, feed_back
 
 LARGEST_CODE = 127  # of the kernel; -128 is left out, as everywhere where it gains nothing
 RATIOS = 16  # candidates at most
-DEEP, WIDE = (
-    1.5,
-    1.0,
-)  # octaves of steps below the one that saturates nothing, and above it where pairs are limited
-PER_OCTAVE = 8, 128  # steps, least and most: the error of a short row has many dips
+DEEP = 1.5  # octaves of steps below the one that saturates nothing
+WIDE = 1.0  # and above it, where pairs are limited
+PER_OCTAVE = 8, 64  # steps, least and most: the error of a short row has many dips
+SHORT = 64  # weights of rows that also try the step which is the best without a moment
 EVALUATIONS = 2048  # an octave, in the rows where that lies between the two
 
 Trial = tuple[Vector, int]  # step of each row (R,), ratio
@@ -132,7 +132,8 @@ def fold_free(
     """Points whose step each row chooses for itself; see `fold_fixed` for the arguments.
 
     The ratio only decides how far the folded codes reach, so it is the least with which they reach furthest to both sides. Of
-    some steps each row takes the best, then once the step of least squares of the codes found.
+    some steps each row takes the best, then once the step of least squares of the codes found. Short rows, whose error has many
+    dips, also try the step of the closest point.
     """
     ratios = [
         sign * r for r in range(2, max(grid.levels, 2) + 1) for sign in ((1, -1) if grid.turned else (1,))
@@ -146,7 +147,15 @@ def fold_free(
     wide = WIDE if grid.limit else 0.0
     octaves = np.arange(-int(DEEP * per_octave), wide * per_octave + 1) / per_octave
     search = _Search(grid, count, moment, refit=True)
-    return search.fold(rows, [(peak * 2.0**octave, ratio) for octave in octaves], least, feed)
+    trials = [(peak * 2.0**octave, ratio) for octave in octaves]
+    if rows.shape[1] <= SHORT:
+        closest, _ = best_point(rows, (low, high))
+        even = min(-low, high)  # with equal ends no factor is negative
+        trials += [
+            (np.where(closest > 0.0, closest, peak), ratio),
+            (best_point(rows, (-even, even))[0], ratio),
+        ]
+    return search.fold(rows, trials, least, feed)
 
 
 @dataclass(frozen=True, eq=False)

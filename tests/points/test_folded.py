@@ -102,7 +102,7 @@ def test_with_a_fixed_step_no_points_are_better(bits: int, count: int, weighed: 
 
 
 @pytest.mark.parametrize(("ends", "count"), [(FULL[2], 2), (FULL[2], 3), (NARROW[3], 2), (FULL[4], 2)])
-@pytest.mark.parametrize("size", [150, 576])
+@pytest.mark.parametrize("size", [9, 27, 150, 576])
 def test_a_free_step_is_close_to_the_best_of_all(ends: tuple[int, int], count: int, size: int) -> None:
     rows = normal(24, size)
     found = fold_free(rows, Grid(ends), count)
@@ -113,9 +113,9 @@ def test_a_free_step_is_close_to_the_best_of_all(ends: tuple[int, int], count: i
     for part in np.linspace(0.2, 1.1, 2000):
         step = (peak * part)[:, None]
         best = np.minimum(best, ((np.clip(np.rint(rows / step), low, high) * step - rows) ** 2).sum(axis=1))
-    # The error has dips narrower than the steps that are tried, above all in short rows; none is deep.
-    assert np.all(found.error < best * 1.35)
-    assert found.error.sum() < best.sum() * 1.1
+    # Short rows are solved exactly; the dips of long ones are narrower than the steps that are tried, and not deep.
+    assert np.all(found.error < best * (1 + 1e-3 if size < 64 else 1.35))
+    assert found.error.sum() < best.sum() * (1 + 1e-3 if size < 64 else 1.1)
 
 
 @pytest.mark.parametrize(("count", "gain_db"), [(2, 1.0), (3, 1.0)])
@@ -186,7 +186,7 @@ def test_parts_do_not_matter(groups: int, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(errors, "CHUNK", chunk)
         found = fold_free(rows, Grid(FULL[3]), 2, moment)
         np.testing.assert_array_equal(found.codes, whole.codes)
-        np.testing.assert_allclose(found.error, whole.error, rtol=1e-5)  # sums in float32
+        np.testing.assert_allclose(found.error, whole.error, rtol=1e-4)  # sums in float32 of differences
 
 
 def test_a_bias_may_ask_for_a_wider_step() -> None:
