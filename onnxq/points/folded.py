@@ -48,7 +48,7 @@ class Grid:
         ends: smallest and largest code of one point.
         partners: neighbours in the kernel's reduction, (orders, K); see `onnxq.saturation.partners`.
         limit: largest sum of two neighbouring codes of one sign; 0 for none.
-        turned: whether a ratio may be negative, which evens out what the codes of two's complement reach on either side: two
+        turned: whether a row may have a negative ratio, which turns what its codes reach to either side and evens it out: two
             points of 2 bits reach from -10 to 5 at a ratio of 4, from -6 to 9 at -4.
     """
 
@@ -89,6 +89,17 @@ class Folded:
     ratio: NDArray[np.int64]
     points: NDArray[np.int8]
     error: Vector
+
+    def better_of(self, other: Folded) -> Folded:
+        """The rows of the other where its error is strictly less, and the rest of these."""
+        better = other.error < self.error
+        return Folded(
+            np.where(better[:, None], other.codes, self.codes),
+            np.where(better, other.step, self.step),
+            np.where(better, other.ratio, self.ratio),
+            np.where(better[:, None], other.points, self.points),
+            np.where(better, other.error, self.error),
+        )
 
 
 def fold_fixed(
@@ -135,9 +146,23 @@ def fold_free(
     some steps each row takes the best, then once the step of least squares of the codes found. Short rows, whose error has many
     dips, also try the step of the closest point.
     """
-    ratios = [
-        sign * r for r in range(2, max(grid.levels, 2) + 1) for sign in ((1, -1) if grid.turned else (1,))
-    ]
+    found = _fold_free(rows, grid, 1, count, moment, least, feed)
+    if not grid.turned:
+        return found
+    return found.better_of(_fold_free(rows, grid, -1, count, moment, least, feed))
+
+
+def _fold_free(
+    rows: Floats,
+    grid: Grid,
+    sign: int,
+    count: int,
+    moment: Floats | None,
+    least: Floats | float,
+    feed: bool,
+) -> Folded:
+    """The same with ratios of one sign."""
+    ratios = [sign * ratio for ratio in range(2, max(grid.levels, 2) + 1)]
     reaches = [min(-low, high) for low, high in (grid.folded_ends(ratio, count) for ratio in ratios)]
     ratio = ratios[int(np.argmax(reaches))]
     low, high = grid.folded_ends(ratio, count)

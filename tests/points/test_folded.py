@@ -125,8 +125,10 @@ def test_a_negative_ratio_evens_out_the_reach(count: int, gain_db: float) -> Non
     plain, turned = (Grid(FULL[2], turned=turned) for turned in (False, True))
     found, other = fold_free(rows, plain, count), fold_free(rows, turned, count)
     check(other, rows, turned, count)
+    assert np.all(other.error <= found.error)
     assert np.all(found.ratio == 4)
-    assert np.all(other.ratio == -4)
+    assert set(other.ratio.tolist()) <= {4, -4}
+    assert np.mean(other.ratio == -4) > 0.8
     assert sqnr_db(rows, values(other)) > sqnr_db(rows, values(found)) + gain_db
     assert np.all(fold_free(rows, Grid(NARROW[3], turned=True), count).ratio > 0)  # even as they are
 
