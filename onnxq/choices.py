@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 
 from onnxq.errors import UsageError
 from onnxq.pipeline import Pipeline
-from onnxq.precision import Bits
+from onnxq.precision import Bits, override_bits
 from onnxq.presets import WEIGHT_ONLY, WITHOUT_DATA, preset_pipeline
 from onnxq.quantizers import parse_quantizer
 from onnxq.scheme import QuantScheme
+from onnxq.sizes import parse_bytes
 from onnxq.target import Target, find_target
 
 FLOAT, LAPQ = "float", "lapq"
@@ -39,6 +40,9 @@ class Choices:
         ranges: range method of activations, or `lapq` to search all steps together by the network's loss.
         loss, budget, checkpoint: of that search.
         skip: node names or op types to leave in float.
+        multipoint: further weights of channels with several points, as a part of those below 8 bits.
+        multipoint_error: instead, the largest error of a channel's output, as a part of its layer's mean power.
+        multipoint_size: instead, the size of the file to stay within, such as 400KB.
     """
 
     preset: str | None = None
@@ -56,6 +60,9 @@ class Choices:
     budget: str | None = None
     checkpoint: str | None = None
     skip: tuple[str, ...] = ()
+    multipoint: float | None = None
+    multipoint_error: float | None = None
+    multipoint_size: str | None = None
 
     def resolve(self, has_data: bool) -> Pipeline:
         """The pipeline.
@@ -67,6 +74,7 @@ class Choices:
             UsageError: an unknown, contradictory or unusable option.
         """
         target, bits = find_target(self.target), None if self.bits is None else Bits.parse(self.bits)
+        self._check_points(bits, has_data)
         steps = self._passes(bits, has_data)
         weights, activations = self._weights(bits), self._activations(bits, target)
         if activations is not None and not self.is_weight_only(bits):
@@ -84,6 +92,9 @@ class Choices:
             "first_last": self.first_last,
             "elementwise": self.elementwise,
             "skip": self.skip,
+            "share": self.multipoint,
+            "error": self.multipoint_error,
+            "size": self.multipoint_size,
         }
         if self.ranges is not None and not self.is_joint and self.ranges != "auto":
             parse_quantizer(self.ranges)
@@ -96,6 +107,11 @@ class Choices:
                 raise UsageError(f"{name} can only be chosen with calibration data; give some with --calib")
             steps = steps.with_option(name, value)
         return steps
+
+    @property
+    def has_points(self) -> bool:
+        """Whether some channels are to have further points."""
+        return any(v is not None for v in (self.multipoint, self.multipoint_error, self.multipoint_size))
 
     @property
     def is_joint(self) -> bool:
@@ -121,10 +137,13 @@ class Choices:
                 preset_pipeline(self.preset)  # a name that is not known is an error all the same
             if self.is_joint and not has_data:
                 raise UsageError("ranges can only be chosen with calibration data; give some with --calib")
-            return Pipeline.parse(preset_pipeline(preset, self.form, data=has_data, joint=self.is_joint))
+            text = preset_pipeline(
+                preset, self.form, data=has_data, joint=self.is_joint, points=self.has_points
+            )
+            return Pipeline.parse(text)
         if self.is_joint:
             raise UsageError(
-                "a pipeline names its own search: write search-norm search-steps behind quantize-weights"
+                "a pipeline names its own search: write search-norm search-steps in front of correct-bias"
             )
         if self.preset is not None:
             raise UsageError("give a preset or a pipeline, not both")
@@ -134,6 +153,27 @@ class Choices:
         if self.is_weight_only(bits) and any("activations" in p.options() for p in steps.passes):
             raise UsageError(f"activations are to stay float, and the pipeline '{steps}' quantizes them")
         return steps
+
+    def _check_points(self, bits: Bits | None, has_data: bool) -> None:
+        """Refuse further points that nothing could come of."""
+        if not self.has_points:
+            return
+        given = (self.multipoint, self.multipoint_error, self.multipoint_size)
+        if sum(value is not None for value in given) > 1:
+            raise UsageError("give one of multipoint, multipoint-error and multipoint-size")
+        if self.multipoint_size is not None:
+            parse_bytes(self.multipoint_size)
+        if not has_data:
+            raise UsageError("multipoint judges channels by calibration data; give some with --calib")
+        if self.is_weight_only(bits):
+            raise UsageError("multipoint needs integer activations, as in --bits w4a8")
+        widths = override_bits(self.override)
+        scheme = self._weights(bits)
+        if self.pipeline is None and min((PER_CHANNEL if scheme is None else scheme).bits, *widths, 8) == 8:
+            raise UsageError(
+                "weights of 8 bits fill the codes of the kernels, so multipoint has nothing to add to them; "
+                "choose fewer, as in --bits w4a8"
+            )
 
     def _weights(self, bits: Bits | None) -> QuantScheme | None:
         if isinstance(self.weights, str):

@@ -42,6 +42,9 @@ from onnxq.options import (
     MaybeSecond,
     Metric,
     Model,
+    Multipoint,
+    MultipointError,
+    MultipointSize,
     Output,
     Override,
     Passes,
@@ -106,6 +109,9 @@ def compile_command(
     override: Override = None,
     first_last: FirstLast = None,
     elementwise: Elementwise = None,
+    multipoint: Multipoint = None,
+    multipoint_error: MultipointError = None,
+    multipoint_size: MultipointSize = None,
     skip: Skip = None,
     form: Format = None,
     target: Target = "ort-cpu",
@@ -121,7 +127,7 @@ def compile_command(
     as they run.
     """
     from onnxq.commands.compiling import compile_file
-    from onnxq.report.terminal import reasons, summary
+    from onnxq.report.terminal import point_table, reasons, summary
 
     with progress_bar(as_json) as progress:
         done = compile_file(
@@ -134,6 +140,9 @@ def compile_command(
             loss=loss,
             search_budget=search_budget,
             checkpoint=checkpoint,
+            multipoint=multipoint,
+            multipoint_error=multipoint_error,
+            multipoint_size=multipoint_size,
             save_calibration=save_calibration,
             load_calibration=load_calibration,
             preset=preset,
@@ -159,10 +168,10 @@ def compile_command(
         return
     out.print(f"[bold]{escape(str(output))}[/bold]", soft_wrap=True)
     out.print(summary(done))
-    table = reasons(done.nodes)
-    if table is not None:
-        out.print()
-        out.print(table)
+    for table in (point_table(done), reasons(done.nodes)):
+        if table is not None:
+            out.print()
+            out.print(table)
 
 
 @app.command(

@@ -26,6 +26,7 @@ from onnxq.program import Program
 from onnxq.provenance import peak_rss_bytes, stamp, versions
 from onnxq.report.model import Report
 from onnxq.scheme import QuantScheme
+from onnxq.sizes import parse_bytes
 from onnxq.target import find_target
 from onnxq.verify import verify
 
@@ -92,6 +93,9 @@ def compile_model(
     loss: str | None = None,
     search_budget: str | None = None,
     checkpoint: str | Path | None = None,
+    multipoint: float | None = None,
+    multipoint_error: float | None = None,
+    multipoint_size: str | None = None,
     skip: Sequence[str] = (),
     form: str | None = None,
     target: str = "ort-cpu",
@@ -125,6 +129,9 @@ def compile_model(
         loss: of that search: auto, cross-entropy, kl, mse, cosine or FILE.py:FUNCTION.
         search_budget: what it may cost, as evaluations (200) or time (2m).
         checkpoint: file that keeps its state, to go on from.
+        multipoint: give the channels that hurt most further points: this part more weights, e.g. 0.05.
+        multipoint_error: instead, as many as bring the error of each channel's output below this part of its layer's power.
+        multipoint_size: instead, as many as a file of this size holds, e.g. 400KB.
         skip: node names or op types to leave in float; * and ? match as in file names.
         form: `qdq` or `integer`; None for the preset's, qdq.
         target: runtime to compile for.
@@ -163,6 +170,9 @@ def compile_model(
         loss=loss,
         budget=search_budget,
         checkpoint=None if checkpoint is None else str(checkpoint),
+        multipoint=multipoint,
+        multipoint_error=multipoint_error,
+        multipoint_size=multipoint_size,
         skip=tuple(skip),
     )
     steps = choices.resolve(has_data)
@@ -196,6 +206,7 @@ def compile_model(
         warnings.insert(
             0, f"there is no calibration data, so the pipeline is '{steps}': no activation has a fixed range"
         )
+    warnings += _too_large(multipoint_size, model_bytes(compiled))
     report = Report(
         model="" if isinstance(model, onnx.ModelProto) else str(model),
         output="" if output is None else str(output),
@@ -217,6 +228,13 @@ def compile_model(
         warnings=(*warnings, *(job.data.warnings() if job.data is not None else ()), *verification.warnings),
     )
     return CompiledModel(compiled, report, table, files)
+
+
+def _too_large(limit: str | None, size: int) -> list[str]:
+    """That the file is larger than was asked for, which goes by an estimate."""
+    if limit is None or size <= parse_bytes(limit):
+        return []
+    return [f"the file takes {size:,} bytes, more than multipoint-size={limit}"]
 
 
 def _megabytes(progress: Progress) -> Callable[[int, int], None]:

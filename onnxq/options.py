@@ -197,6 +197,29 @@ Elementwise = Annotated[
         panel=QUANTIZATION,
     ),
 ]
+POINTS = "Channels with several points (weights below 8 bits)"
+Multipoint = Annotated[
+    float | None,
+    option(
+        "Store further points of the channels that hurt most: this part more weights, as 0.05. The kernels stay the same.",
+        metavar="SHARE",
+        panel=POINTS,
+        least=0.0,
+    ),
+]
+MultipointError = Annotated[
+    float | None,
+    option(
+        "Instead, of all channels whose output errs by more than this part of its layer's mean power.",
+        metavar="E",
+        panel=POINTS,
+        least=0.0,
+    ),
+]
+MultipointSize = Annotated[
+    str | None,
+    option("Instead, as many as a file of this size holds, as 400KB.", metavar="SIZE", panel=POINTS),
+]
 Skip = Annotated[
     list[str] | None,
     option(

@@ -12,6 +12,9 @@ of int8:
   where that saves more than its nodes take, else the next wider type. It is a Gather of each byte's bits from a table (256, 8)
   and a MatMulInteger by the weights w of the planes. Every runtime computes that at load; BitShift would take fewer bytes, but
   OpenVINO rounds where it should truncate.
+
+Codes that are sums of rows (`onnxq.point_rows`) are stored as their rows, at the width of those: a Gather of each channel's rows
+and a MatMulInteger by its factors.
 """
 
 from __future__ import annotations
@@ -26,12 +29,14 @@ from numpy.typing import NDArray
 
 from onnxq.graph import Names, constant
 from onnxq.model.surgeon import packed_constant
+from onnxq.point_rows import PointRows
 
 Codes = NDArray[np.integer[Any]]
 
 BYTE = 8
 PLANES_OPSET = 10  # MatMulInteger
 PLANES_BYTES = 600  # that the nodes of bit planes and their names take in a file
+CAST_BYTES = 60  # the same of a Cast
 OPSETS = {8: 1, 4: 21, 2: 25}  # that have a type of so many bits
 
 
@@ -76,6 +81,36 @@ class Packer:
             return constant(self.names, name, codes)
         stored = packed_constant(self.names.fresh(f"{name}{width}"), codes, width)
         return self._cast(name, stored, codes.dtype, codes.shape)
+
+    def sums(self, name: str, points: PointRows, bits: int) -> gs.Tensor:
+        """A tensor with the codes that the rows sum up to, int8 in the weight's layout.
+
+        Args:
+            name: what to name its tensors and nodes after.
+            points: rows within the range of `bits` bits.
+            bits: of a stored code.
+        """
+        channels, shape = len(points.places), points.rows.shape[1:]
+        rows = self.tensor(f"{name}_rows", points.rows.reshape(len(points.rows), -1), bits)
+        found = self._append("Gather", "points", [rows, self._places(name, points)], np.int8)  # (C, n, K)
+        factors = constant(self.names, f"{name}_factors", points.factors[:, None])
+        sums = self._append("MatMulInteger", "points", [factors, found], np.int32)  # (C, 1, K)
+        shaped = self._append("Reshape", "points", [sums, self._shape((channels, *shape))], np.int32)
+        if points.axis == 0:
+            return self._cast(name, shaped, np.dtype(np.int8), (channels, *shape))
+        order = [*range(1, points.axis + 1), 0, *range(points.axis + 1, len(shape) + 1)]
+        moved = self._append("Transpose", "points", [shaped], np.int32, perm=order)
+        found_shape = (*shape[: points.axis], channels, *shape[points.axis :])
+        return self._cast(name, moved, np.dtype(np.int8), found_shape)
+
+    def _places(self, name: str, points: PointRows) -> gs.Tensor:
+        """Places of rows, in as few bytes as pay."""
+        places = points.places.astype(np.int32)
+        small = points.places.astype(np.min_scalar_type(len(points.rows) - 1))
+        if places.nbytes - small.nbytes <= CAST_BYTES:
+            return constant(self.names, f"{name}_places", places)
+        stored = constant(self.names, f"{name}_places", small)
+        return self._append("Cast", "points", [stored], np.int32, to=onnx.TensorProto.INT32)
 
     def _planes(self, name: str, codes: Codes, bits: int) -> gs.Tensor:
         signed = codes.dtype == np.int8

@@ -20,17 +20,20 @@ PRESETS = {
 }
 WITHOUT_DATA = {"int8": "int8-dynamic", "int8-accurate": "int8-dynamic"}
 WEIGHT_ONLY = "weight-only"
-WEIGHTS, JOINT = "quantize-weights", "search-norm search-steps"
+BIAS, JOINT, POINTS = "correct-bias", "search-norm search-steps", "multipoint"
 EMITTERS = {"qdq": "emit-qdq", "integer": "emit-integer"}
 
 
-def preset_pipeline(name: str, form: str | None = None, *, data: bool = True, joint: bool = False) -> str:
+def preset_pipeline(
+    name: str, form: str | None = None, *, data: bool = True, joint: bool = False, points: bool = False
+) -> str:
     """Pipeline text of a preset.
 
     Args:
         form: `qdq` or `integer`; None for the preset's own.
         data: whether there are calibration samples; without them the preset's counterpart that needs none is taken.
         joint: whether all steps are searched together by the network's loss (LAPQ), which needs histograms.
+        points: whether some channels get further points, behind all that chooses steps and codes.
 
     Raises:
         UsageError: there is no preset or form of that name, or the preset has one form only.
@@ -41,11 +44,15 @@ def preset_pipeline(name: str, form: str | None = None, *, data: bool = True, jo
         raise unknown("format", form, EMITTERS)
     chosen = name if data else WITHOUT_DATA.get(name, name)
     text = PRESETS[chosen]
-    if joint and WEIGHTS not in text.split():
+    if joint and BIAS not in text.split():
         raise UsageError(f"preset {chosen!r} has no steps of activations to search (ranges=lapq)")
+    if points and BIAS not in text.split():
+        raise UsageError(f"preset {chosen!r} has no integer layers whose channels could have further points")
     if joint:
-        words = text.replace(f" {WEIGHTS} ", f" {WEIGHTS} {JOINT} ").split()
+        words = text.replace(f" {BIAS} ", f" {JOINT} {BIAS} ").split()
         text = " ".join("calibrate:ranges=mse" if word == "calibrate" else word for word in words)
+    if points:
+        text = text.replace(f" {BIAS} ", f" {POINTS} {BIAS} ")
     if form is None:
         return text
     if "emit-" not in text:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -15,6 +15,7 @@ from onnxq.affine import QuantParams
 from onnxq.calibration.statistics import TensorStatistics
 from onnxq.model.disk import Spool
 from onnxq.model.surgeon import shelve, to_graph, to_model
+from onnxq.point_rows import PointRows
 from onnxq.scheme import QuantScheme
 
 
@@ -82,6 +83,7 @@ class QuantDecision:
         axis: channel axis of a weight.
         params: scale and zero point, None until a pass has chosen them.
         codes: quantized weights, int8 or uint8 in the weight's shape; None for activations.
+        points: the rows whose sums the codes are, where they are stored so.
     """
 
     scheme: QuantScheme
@@ -90,6 +92,10 @@ class QuantDecision:
     axis: int | None = None
     params: QuantParams | None = None
     codes: NDArray[np.integer[Any]] | None = None
+    points: PointRows | None = None
+
+
+Sides = Literal["both", "weights", "activations"]
 
 
 @dataclass
@@ -104,6 +110,7 @@ class Program:
         floats: reason of each node that stays float, by node name; a pass may write one before annotate runs to keep a node out.
         stored: nodes whose weights are stored as codes but computed in float, by node name, with the reason.
         spool: takes large initializers as passes make them, where the model's own weights stay on disk too.
+        sides: what is written as codes; the other side keeps its float values, though it has a plan.
         statistics: of activations, filled by calibration; a pass with its own puts its name and a slash before the tensor's.
         deployed: losses to evaluate on the emitted model, by the name of the pass that asks for it.
     """
@@ -117,6 +124,7 @@ class Program:
     statistics: dict[str, TensorStatistics] = field(default_factory=dict)
     deployed: dict[str, Callable[[onnx.ModelProto], float]] = field(default_factory=dict)
     spool: Spool | None = None
+    sides: Sides = "both"
 
     @classmethod
     def from_model(cls, model: onnx.ModelProto) -> Program:

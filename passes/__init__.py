@@ -17,6 +17,7 @@ from onnxq.passes.fold_batchnorm import FoldBatchNorm
 from onnxq.passes.fold_constants import FoldConstants
 from onnxq.passes.fold_pad import FoldPad
 from onnxq.passes.keep_stem import KeepStem
+from onnxq.passes.multipoint import Multipoint
 from onnxq.passes.pad_channels import PadChannels
 from onnxq.passes.quantize_dynamic import QuantizeDynamic
 from onnxq.passes.quantize_weights import QuantizeWeights
@@ -39,6 +40,7 @@ BUILT_IN = (
     SearchNorm,
     SearchSteps,
     RoundWeights,
+    Multipoint,
     CorrectBias,
     PadChannels,
     EmitQDQ,

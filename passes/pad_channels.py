@@ -73,6 +73,12 @@ def _pad(program: Program, names: Names, node: gs.Node, unit: Unit) -> tuple[Uni
     wider = constant(names, f"{weight.name}_padded", np.pad(values, extra))
     node.inputs[0], node.inputs[1] = wide, wider
     program.plan[wide.name] = program.plan[data.name]
-    program.plan[wider.name] = replace(program.plan.pop(weight.name), codes=np.pad(decision.codes, extra))
+    points = decision.points
+    if points is not None:
+        points = replace(
+            points, rows=np.pad(points.rows, extra)
+        )  # a Conv's channel axis is the first already
+    codes = np.pad(decision.codes, extra)
+    program.plan[wider.name] = replace(program.plan.pop(weight.name), codes=codes, points=points)
     layout = Unit("Pad", (pad.name,), (data.name,), (wide.name,), is_layout=True)
     return layout, replace(unit, inputs=(wide.name,), weight=wider.name)

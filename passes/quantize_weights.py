@@ -13,14 +13,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.affine import QuantParams, quantize
+from onnxq.bias import least_scales
 from onnxq.graph import float_values
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, Unit
 from onnxq.quantizers import method_for, weight_params
 from onnxq.saturation import kernel_kind
 from onnxq.weights import code_limit, revive, safe_codes
-
-BIAS_CODES = 2.0**30  # half of int32, which leaves room for the products
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class QuantizeWeights(Pass):
             params = weight_params(method_for(self.method, decision.scheme), values, axis, decision.scheme)
             params = revive(params)
             if ctx.target.bias == "int32":
-                params = _fit_bias(program, tensors, units, params)
+                params = _fit_bias(program, units, params)
             kind = min(kernel_kind(nodes[u.name]) for u in units)  # Conv, the stricter, before Depthwise
             limit = code_limit(program, units, ctx.target) if self.saturation == "safe" else 0
             params, codes, count = safe_codes(values, params, kind, units[0].channel_axis, limit)
@@ -64,16 +63,8 @@ class QuantizeWeights(Pass):
         return PassResult(len(readers), facts={"saturating_channels": touched})
 
 
-def _fit_bias(
-    program: Program, tensors: dict[str, gs.Tensor], units: list[Unit], params: QuantParams
-) -> QuantParams:
+def _fit_bias(program: Program, units: list[Unit], params: QuantParams) -> QuantParams:
     """Widen scales so that each bias fits into int32 with room for the products."""
-    scale = params.scale
-    for unit in units:
-        bias = float_values(tensors[unit.bias]) if unit.bias is not None else None
-        decision = program.plan.get(unit.inputs[0])
-        if bias is None or decision is None or decision.params is None:
-            continue
-        least = np.abs(bias.ravel()).astype(np.float64) / (float(decision.params.scale) * BIAS_CODES)
-        scale = np.maximum(scale, least if scale.ndim else least.max(initial=0.0)).astype(np.float32)
-    return replace(params, scale=scale)
+    least = least_scales(program, units)
+    scale = np.maximum(params.scale, least if params.scale.ndim else least.max())
+    return replace(params, scale=np.asarray(scale, np.float32))

@@ -18,7 +18,7 @@ from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
 from onnxq.search import Budget, Checkpoint, Progress, Rules, estimate, minimize
 from onnxq.search.objective import Part
-from onnxq.simulate import Evaluator
+from onnxq.simulate import Evaluator, Rounding
 
 Vector = NDArray[np.float64]
 
@@ -30,6 +30,7 @@ class SearchSteps(Pass):
     Attributes:
         loss: auto, cross-entropy, kl, mse, cosine or FILE.py:FUNCTION.
         samples: calibration samples to evaluate the loss on, those held back included.
+        rounding: of weights below 8 bits: with error `feedback`, as round-weights does, or to the `nearest` code.
         budget: most evaluations, such as 200, or time, such as 90s or 2m; none for as long as it pays.
         sweeps: most sweeps over all steps.
         hold: check each `step`, each `sweep` or nothing (`none`) on the samples held back.
@@ -39,13 +40,14 @@ class SearchSteps(Pass):
     name: ClassVar[str] = "search-steps"
     loss: str = "auto"
     samples: int = 512
+    rounding: Rounding = "feedback"
     budget: str | None = None
     sweeps: int = 2
     hold: Literal["step", "sweep", "none"] = "step"
     checkpoint: str | None = None
 
     def run(self, program: Program, ctx: Context) -> PassResult:
-        evaluator = Evaluator(program, ctx, self.loss, self.samples)
+        evaluator = Evaluator(program, ctx, self.loss, self.samples, rounding=self.rounding)
         chosen = _searched(evaluator)
         objective = _Chosen(evaluator, chosen)
         rules = Rules(sweeps=self.sweeps, hold=self.hold)

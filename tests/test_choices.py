@@ -67,6 +67,11 @@ def test_without_data_products_are_quantized_at_run_time() -> None:
         (Choices(target="ort"), "unknown target 'ort'; did you mean 'ort-cpu'"),
         (Choices(preset="int8", pipeline="annotate"), "give a preset or a pipeline, not both"),
         (
+            Choices(bits="w4a8", multipoint=0.1, multipoint_error=0.1),
+            "give one of multipoint, multipoint-error",
+        ),
+        (Choices(bits="w4a8", multipoint=0.1), "multipoint judges channels by calibration data"),
+        (
             Choices(pipeline="annotate", bits="w4"),
             "activations are to stay float, and the pipeline 'annotate'",
         ),
@@ -79,3 +84,27 @@ def test_without_data_products_are_quantized_at_run_time() -> None:
 def test_what_cannot_be_is_refused(choices: Choices, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         choices.resolve(has_data=False)
+
+
+def test_further_points_stand_behind_what_chooses_codes() -> None:
+    for choices in (Choices(bits="w4a8", multipoint=0.1), Choices(override=("fc=w4a8",), multipoint=0.1)):
+        steps = choices.resolve(True)
+        assert options(steps, "multipoint")["share"] == "0.1"
+    names = [p.name for p in Choices(bits="w3a3", ranges="lapq", multipoint_error=0.1).resolve(True).passes]
+    assert names.index("round-weights") < names.index("search-steps") < names.index("multipoint")
+    assert options(Choices(bits="w4a8", multipoint_size="1MB").resolve(True), "multipoint")["size"] == "1MB"
+
+
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [
+        (Choices(multipoint=0.1), "weights of 8 bits fill the codes of the kernels"),
+        (Choices(bits="w8a4", multipoint_error=0.1), "weights of 8 bits fill the codes of the kernels"),
+        (Choices(bits="w4a8", multipoint_size="4xB"), "cannot read the size '4xB'"),
+        (Choices(bits="w4", multipoint=0.1), "multipoint needs integer activations"),
+        (Choices(pipeline="annotate calibrate", multipoint=0.1), "has the option 'share'"),
+    ],
+)
+def test_further_points_that_cannot_be(choices: Choices, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        choices.resolve(has_data=True)

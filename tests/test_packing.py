@@ -15,13 +15,14 @@ from onnxq.graph import Names
 from onnxq.model.session import make_session, optimized_model
 from onnxq.model.skeleton import model_bytes
 from onnxq.packing import Packer, needed_opset
+from onnxq.point_rows import PointRows, point_rows
 from onnxq.program import Program
 
 Codes = NDArray[np.integer[Any]]
 
 
-def stored(codes: Codes, bits: int, packed: tuple[int, ...]) -> ModelProto:
-    """A model that adds an input of zeros to the stored codes as int32."""
+def stored(codes: Codes, bits: int, packed: tuple[int, ...], points: PointRows | None = None) -> ModelProto:
+    """A model that adds an input of zeros to the stored codes as int32; stored as sums of rows where those are given."""
     shape = list(codes.shape)
     opset = max(21, needed_opset([bits], packed))
     graph = helper.make_graph(
@@ -33,7 +34,8 @@ def stored(codes: Codes, bits: int, packed: tuple[int, ...]) -> ModelProto:
     source = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     program = Program.from_model(source)
     names = Names(program.graph)
-    found = Packer(program.graph, names, packed).tensor("w", codes, bits)
+    packer = Packer(program.graph, names, packed)
+    found = packer.tensor("w", codes, bits) if points is None else packer.sums("w", points, bits)
     wide = gs.Variable("wide", np.dtype(np.int32), shape)
     program.graph.nodes.append(
         gs.Node("Cast", "widen", attrs={"to": TensorProto.INT32}, inputs=[found], outputs=[wide])
@@ -95,3 +97,53 @@ def test_widths_ask_for_the_operator_set_of_their_type() -> None:
     assert needed_opset([4, 2], (2, 4)) == 25
     assert needed_opset([2, 3], (4,)) == 21  # few codes of 3 bits are stored at 4
     assert needed_opset([5, 6], (4,)) == 10
+
+
+def random_points(bits: int, shape: tuple[int, ...], axis: int) -> PointRows:
+    """A weight of which some channels have two points, and one has three, at ratios of at most 4."""
+    rng = np.random.default_rng(bits)
+    codes = random_codes(bits, shape, True)
+    channels = rng.permutation(shape[axis])[:4]
+    row = np.moveaxis(codes, axis, 0).shape[1:]
+    two, three = (random_codes(bits, (n, c, *row), True) for n, c in ((2, 3), (3, 1)))
+    ratios = rng.integers(2, 5, 4)
+    return point_rows(codes, axis, [(channels[:3], two, ratios[:3]), (channels[3:], three // 4, ratios[3:])])
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((16, 40, 3, 3), 0), ((300, 71), 1), ((300, 71), 0), ((8, 1, 3, 3), 0)]
+)
+@pytest.mark.parametrize("bits", [2, 3, 4, 5])
+@pytest.mark.parametrize("packed", [(2, 4), (4,), ()])
+def test_sums_of_rows(bits: int, shape: tuple[int, ...], axis: int, packed: tuple[int, ...]) -> None:
+    """One int8 kernel remains: what it reads are the sums, and no node makes them at run time."""
+    points = random_points(bits, shape, axis)
+    expected = np.zeros(np.moveaxis(np.empty(shape), axis, 0).shape, int)
+    for channel, (places, factors) in enumerate(zip(points.places, points.factors, strict=True)):
+        for place, factor in zip(places, factors, strict=True):
+            expected[channel] += int(factor) * points.rows[place].astype(int)
+    expected = np.moveaxis(expected, 0, axis)
+    np.testing.assert_array_equal(points.codes(), expected)
+    model, feeds = stored(points.codes(), bits, packed, points), {"x": np.zeros(1, np.int32)}
+    for optimize in (True, False):
+        (found,) = make_session(model, optimize=optimize).run(None, feeds)
+        np.testing.assert_array_equal(found, expected)
+    (found,) = ReferenceEvaluator(model).run(None, feeds)
+    np.testing.assert_array_equal(found, expected)
+    assert [n.op_type for n in optimized_model(model).graph.node] == ["Add"]
+
+
+def test_further_points_take_their_bits() -> None:
+    codes, ratio = random_codes(4, (64, 512), True), np.full(32, 4)
+    further = random_codes(4, (2, 32, 512), True) // 2
+    few, many = (
+        stored(p.codes(), 4, (2, 4), p)
+        for p in (point_rows(codes, 0, [(np.arange(n), further[:, :n], ratio[:n])]) for n in (1, 32))
+    )
+    assert model_bytes(many) - model_bytes(few) == pytest.approx(31 * 512 / 2, abs=16)  # lengths in varints
+
+
+def test_a_factor_beyond_a_byte_is_refused() -> None:
+    codes = random_codes(4, (3, 5), True)
+    with pytest.raises(ValueError, match="factor of 256"):
+        point_rows(codes, 0, [(np.array([1]), random_codes(4, (3, 1, 5), True), np.array([16]))])

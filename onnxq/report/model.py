@@ -92,6 +92,12 @@ class Report:
             found["loss_deployed"] = loss
         return found or None
 
+    @property
+    def multipoint(self) -> Mapping[str, Any] | None:
+        """Which channels have several points, and what they cost; None where that was not asked for."""
+        found = [step.result.facts["multipoint"] for step in self.steps if "multipoint" in step.result.facts]
+        return found[-1] if found else None
+
     def as_json(self) -> dict[str, Any]:
         """A JSON-ready dict; infinite and missing figures are null."""
         main = self.difference.main if self.difference else None
@@ -119,6 +125,7 @@ class Report:
                     else {},
                 },
                 "lapq": self.lapq,
+                "multipoint": self.multipoint,
                 "speed": self.speed.as_json() if self.speed else None,
                 "size": {"float_bytes": self.float_bytes, "quantized_bytes": self.quantized_bytes},
                 "seconds": dict(self.seconds),

@@ -52,6 +52,8 @@ def summary(report: Report) -> Table:
         table.add_row("quality", f"{_figure(main)}{agreement} ({samples} samples against float{where})")
     if report.lapq is not None:
         table.add_row("steps", Text(_search(report.lapq)))
+    if report.multipoint is not None:
+        table.add_row("points", Text(_points(report.multipoint)))
     if report.speed is not None:
         times = f"{_ms(report.speed.ms_a)} -> {_ms(report.speed.ms_b)}"
         slow = "" if report.speed.speedup >= 1 else ", slower than float here"
@@ -77,6 +79,33 @@ def widths(bits: Mapping[str, str]) -> str:
         count = f"{len(whys)} layers" if not said else str(len(whys))
         said.append(f"{width} in {count}" + (f" ({reason})" if reason else ""))
     return ", ".join(said)
+
+
+def _points(found: Mapping[str, Any]) -> str:
+    """How many channels have further points, and what those cost."""
+    tensors = {channel["tensor"] for channel in found["channels"]}
+    weights = f"{found['extra_weights']:,} more weights ({found['budget']:.1%})"
+    where = f"{len(found['channels'])} channels of {len(tensors)} layers have several"
+    return f"{where}: {weights}, {found['bits_mean']:.2f} bits a weight on average"
+
+
+def point_table(report: Report, most: int = 10) -> Table | None:
+    """Layers with channels of several points, those with the most further weights first; None without any."""
+    layers = {n: v for n, v in (report.multipoint or {}).get("layers", {}).items() if v["with_points"]}
+    if not layers:
+        return None
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("further points", overflow="fold")
+    for title in ("channels", "weights", "output SQNR"):
+        table.add_column(title, justify="right", no_wrap=True)
+    ranked = sorted(layers.items(), key=lambda item: -item[1]["extra_weights"])
+    for name, row in ranked[:most]:
+        sqnr = f"{row['sqnr_db_before']:.1f} -> {row['sqnr_db_after']:.1f} dB"
+        channels = f"{row['with_points']} of {row['channels']}"
+        table.add_row(Text(name), channels, f"{row['extra_weights']:,}", sqnr)
+    if len(ranked) > most:
+        table.add_row(f"{len(ranked) - most} more layers with --report or --json")
+    return table
 
 
 def _search(found: Mapping[str, Any]) -> str:

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from onnxq import moments
 from onnxq.affine import dequantize
 from onnxq.data import input_specs, open_data
 from onnxq.model.session import make_session
-from onnxq.passes import round_weights
 from onnxq.pipeline import Context, PassResult, Pipeline
 from onnxq.program import Program
+from onnxq.rounding import Feedback
 from onnxq.saturation import excess, kernel_kind, pair_limit
 
 Array = NDArray[Any]
@@ -175,7 +176,7 @@ def test_layers_in_parts_give_the_same(parse_program: ParseProgram, monkeypatch:
     text = "g (float[N,48] x) => (float[a,b] y) { h = MatMul(x, w) r = Relu(h) y = MatMul(r, v) }"
     weights, found = {"w": normal(48, 20), "v": normal(20, 9)}, []
     for limit in (1 << 28, 1):
-        monkeypatch.setattr(round_weights, "MOMENT_BYTES", limit)
+        monkeypatch.setattr(moments, "MOMENT_BYTES", limit)
         program = prepared(parse_program, text, weights, ROWS)
         assert rounded(program, ROWS, "patches=128").changed == 2
         found.append((codes(program), codes(program, "v")))
@@ -195,7 +196,7 @@ def test_codes_that_are_no_better_are_not_taken(
     text, shape, x = LAYERS["gemm"]
     program = prepared(parse_program, text, {"w": normal(*shape)}, x)
     before = codes(program)
-    monkeypatch.setattr(round_weights, "feed_back", lambda rows, *rest: np.zeros_like(rows))
+    monkeypatch.setattr(Feedback, "round", lambda self, rows, *rest: np.zeros_like(rows))
     assert rounded(program, x).facts["noise_db"]["w"] == 0.0
     np.testing.assert_array_equal(codes(program), before)
 

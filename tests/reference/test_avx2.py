@@ -111,3 +111,27 @@ def test_a_whole_model_with_full_range_weights(tmp_path: Path, models_dir: Path)
     for name, value in found.items():
         np.testing.assert_array_equal(mine[name], value, err_msg=name)
     assert not np.array_equal(exact.run(feeds)["logits"], found["logits"])
+
+
+@pytest.mark.parametrize("bits", ["w2a8", "w4a8"])
+def test_channels_of_several_points(tmp_path: Path, models_dir: Path, bits: str) -> None:
+    """The sums of their rows are the same at load and saturate no kernel: every code of the model is that of 32-bit sums."""
+    done = compile_model(
+        models_dir / "digits_cnn.onnx",
+        models_dir / "digits_calib.npz",
+        bits=bits,
+        multipoint=0.3,
+        samples=32,
+        threads=1,
+        speed=False,
+    )
+    with np.load(models_dir / "digits_test.npz") as file:
+        feeds = {"image": file["image"][:4]}
+    exact = Reference(done.model)
+    model = ModelProto()
+    model.CopyFrom(done.model)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in exact.code_names)
+    found = on_haswell(tmp_path, {"cnn": (model, feeds)})["cnn"]
+    expected = exact.tensors(feeds, list(found))
+    for name, value in found.items():
+        np.testing.assert_array_equal(expected[name], value, err_msg=name)

@@ -1,0 +1,82 @@
+"""How a weight of several points is stored: rows of few-bit codes, whose sums are the codes that an 8-bit kernel reads.
+
+    codes[c] = sum_i factors[c, i] rows[places[c, i]]
+
+Multipoint quantization (Liu et al., "Post-training Quantization with Multiple Points", arXiv 2002.09049) gives the channels that
+hurt most more than one row. Where factors are whole, the sum is one code per weight and costs the kernel nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Codes = NDArray[np.integer[Any]]
+
+LARGEST_FACTOR = 255
+
+
+@dataclass(frozen=True, eq=False)
+class PointRows:
+    """Rows of codes and which of them make up each channel.
+
+    Attributes:
+        rows: int8, (channels + further points, ...): the weight's shape with the channel axis first; the coarsest point of each
+            channel, then the others.
+        places: intp, (channels, points); a channel with fewer points names its first row again, at factor 0.
+        factors: uint8, (channels, points).
+        axis: channel axis of the weight.
+    """
+
+    rows: NDArray[np.int8]
+    places: NDArray[np.intp]
+    factors: NDArray[np.uint8]
+    axis: int
+
+    @property
+    def extra(self) -> int:
+        """Number of further points."""
+        return len(self.rows) - len(self.places)
+
+    def codes(self) -> NDArray[np.int8]:
+        """The sums in the weight's own layout, int8."""
+        shape = (-1, *[1] * (self.rows.ndim - 1))
+        terms = zip(self.places.T, self.factors.T.astype(np.int16), strict=True)
+        sums = sum(factor.reshape(shape) * self.rows[place] for place, factor in terms)
+        return np.ascontiguousarray(np.moveaxis(sums, 0, self.axis), np.int8)
+
+
+def point_rows(codes: Codes, axis: int, further: Sequence[tuple[Codes, Codes, Codes]]) -> PointRows:
+    """Storage of a weight of which some channels have further points.
+
+    Args:
+        codes: the only point of all other channels, in the weight's layout.
+        axis: its channel axis.
+        further: channels (R,), their points (n, R, ...) with the coarsest first, and the ratio of neighbouring points (R,);
+            a channel occurs once.
+
+    Raises:
+        ValueError: a factor does not fit into 8 bits.
+    """
+    rows = np.moveaxis(codes, axis, 0).astype(np.int8)
+    most = max((len(points) for _, points, _ in further), default=1)
+    places = np.repeat(np.arange(len(rows))[:, None], most, axis=1)
+    factors = np.zeros(places.shape, np.uint8)
+    factors[:, 0] = 1
+    stored, count = [rows], len(rows)
+    for channels, points, ratio in further:
+        each = len(points)
+        powers = ratio[:, None] ** np.arange(each - 1, -1, -1)
+        if powers.size and powers.max() > LARGEST_FACTOR:
+            raise ValueError(f"a factor of {powers.max()} does not fit into 8 bits")
+        rows[channels] = points[0]
+        stored.append(points[1:].reshape(-1, *rows.shape[1:]).astype(np.int8))
+        added = np.arange((each - 1) * len(channels)).reshape(each - 1, -1).T
+        places[channels, 1:each] = count + added
+        factors[channels, :each] = powers
+        count += added.size
+    return PointRows(np.concatenate(stored), places, factors, axis)
