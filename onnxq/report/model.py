@@ -88,12 +88,6 @@ class Report:
         return [row for step in self.steps for row in step.result.facts.get("tensors", ())]
 
     @property
-    def multipoint(self) -> dict[str, Any] | None:
-        """Channels of weights that take several points, and what they cost; None without any."""
-        found = [step.result.facts["multipoint"] for step in self.steps if "multipoint" in step.result.facts]
-        return found[-1] if found else None
-
-    @property
     def lapq(self) -> dict[str, Any] | None:
         """Figures of the joint search of steps, with the loss of what was emitted; None without one."""
         found: dict[str, Any] = {}
