@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from onnxq.affine import QuantParams, quantize
 from onnxq.bias import bias_codes, bias_params
+from onnxq.expansion import add_up, is_expanded, row_bias, row_codes, row_params
 from onnxq.graph import Names, constant, float_values, is_constant, present, producer, remove_node, set_input
 from onnxq.packing import Packer
+from onnxq.point_rows import PointRows
 from onnxq.program import Program, Unit
 from onnxq.rules import RELU
 from onnxq.scheme import QuantScheme
@@ -59,7 +62,9 @@ class Borders:
     def weight(self, tensor: str) -> tuple[gs.Tensor, gs.Constant, gs.Constant]:
         """Codes, scale and explicit zero point of a weight, one set for all units that share it."""
         if tensor not in self._weights:
-            params = self.program.params(tensor)
+            params, points = self.program.params(tensor), self.program.plan[tensor].points
+            if is_expanded(points):
+                params = row_params(points, params)
             scale = constant(self.names, f"{tensor}_scale", params.scale)
             self._weights[tensor] = self.weight_codes(tensor), scale, self._zeros(tensor, params)
         return self._weights[tensor]
@@ -75,9 +80,15 @@ class Borders:
             self._zero_points[key] = made
         return self._zero_points[key]
 
+    def points(self, unit: Unit) -> PointRows | None:
+        """Rows of points that the unit's weights are stored as."""
+        return None if unit.weight is None else self.program.plan[unit.weight].points
+
     def weight_codes(self, tensor: str) -> gs.Tensor:
         """Codes of a weight, int8 or uint8, stored at as many bits as they have."""
         decision = self.program.plan[tensor]
+        if is_expanded(decision.points):
+            return self.packer.tensor(f"{tensor}_q", row_codes(decision.points), decision.scheme.bits)
         if decision.points is not None:
             return self.packer.sums(f"{tensor}_q", decision.points, decision.scheme.bits)
         assert decision.codes is not None
@@ -90,8 +101,23 @@ class Borders:
             return None
         values = float_values(self.tensors[unit.bias])
         assert values is not None
-        codes = bias_codes(values, bias_params(unit, self.program))
-        return constant(self.names, f"{unit.bias}_q", codes)
+        points = self.row_points(unit)
+        if points is not None:
+            values = row_bias(values, points)
+        return constant(self.names, f"{unit.bias}_q", bias_codes(values, self.bias_scale(unit)))
+
+    def bias_scale(self, unit: Unit) -> NDArray[np.float32]:
+        """Scale of the bias as the layer reads it, () or (C,); of each row where points are computed one by one."""
+        points, weight = self.row_points(unit), unit.weight
+        if points is None or weight is None:
+            return bias_params(unit, self.program)
+        rows = row_params(points, self.program.params(weight)).scale
+        return np.asarray(self.program.params(unit.inputs[0]).scale * rows, np.float32)
+
+    def row_points(self, unit: Unit) -> PointRows | None:
+        """Points that a layer with a bias of its own computes one by one; a MatMul's bias is added to their sums."""
+        points = self.points(unit)
+        return points if is_expanded(points) and unit.kind != "MatMul" else None
 
     def codes(self, tensor: str) -> gs.Variable:
         """Codes of a tensor; a QuantizeLinear after the float tensor when nobody holds them."""
@@ -267,6 +293,13 @@ def drop_unit_dilations(node: gs.Node) -> None:
 
 def surround(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node]) -> None:
     """Write a unit as its float nodes between DequantizeLinear and QuantizeLinear."""
+    _quantize_borders(borders, unit, nodes)
+    points = borders.points(unit)
+    if is_expanded(points):
+        add_up(borders, nodes[unit.name], points)
+
+
+def _quantize_borders(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node]) -> None:
     for node in (nodes[name] for name in unit.nodes):
         for index, tensor in enumerate(node.inputs):
             if tensor.name in unit.inputs:
@@ -305,7 +338,7 @@ def _dequantize_weight(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node
 
 def _dequantized_bias(borders: Borders, unit: Unit, codes: gs.Constant) -> gs.Variable:
     assert unit.bias is not None
-    scale = bias_params(unit, borders.program)
+    scale = borders.bias_scale(unit)
     factor = constant(borders.names, f"{unit.bias}_scale", scale)
     floats = gs.Variable(borders.names.fresh(f"{unit.bias}_dq"), FLOAT, codes.shape)
     dequantize = borders.append("DequantizeLinear", unit.bias, [codes, factor], [floats])

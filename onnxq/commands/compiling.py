@@ -32,6 +32,7 @@ def compile_file(
     multipoint: float | None = None,
     multipoint_error: float | None = None,
     multipoint_size: str | None = None,
+    multipoint_form: str | None = None,
     save_calibration: Path | None = None,
     load_calibration: Path | None = None,
     preset: str | None = None,
@@ -81,6 +82,7 @@ def compile_file(
         multipoint=multipoint,
         multipoint_error=multipoint_error,
         multipoint_size=multipoint_size,
+        multipoint_form=multipoint_form,
         skip=tuple(skip),
     ).resolve(calibration is not None or load_calibration is not None)
     check_provider(provider)
@@ -109,6 +111,7 @@ def compile_file(
         multipoint=multipoint,
         multipoint_error=multipoint_error,
         multipoint_size=multipoint_size,
+        multipoint_form=multipoint_form,
         skip=skip,
         form=form,
         target=target,
