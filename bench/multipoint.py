@@ -39,7 +39,7 @@ MODELS = (
     "imagenet_squeezenet1_1",
     "imagenet_mobilenetv1_025",
 )
-WIDTHS = (4, 3, 2)
+WIDTHS = (3, 4, 2)
 SCHEMES = ("tensor", "channel")
 BUDGETS = (0, 2, 5, 10, 20, 40)
 COMPARED = ("threshold", "random")  # at 5, 10 and 20 %
@@ -108,20 +108,21 @@ def measure(task: Task, directory: Path, results: dict) -> None:
     rows = results.setdefault(task.model, {})
     rows["float"] = {"bytes": task.path.stat().st_size, **quality(task, task.path)}
     paths: dict[str, Path] = {}
-    for bits, scheme, rounding in product(WIDTHS, SCHEMES, (True, False)):
+    for rounding, scheme, bits in product((True, False), SCHEMES, WIDTHS):
         start = Start.of(task, f"int{bits}:{scheme}", rounding)
         for budget, choose in variants():
             row = f"w{bits}a8{'' if rounding else ' nearest'} {scheme} {budget}% {choose}"
             out = directory / f"{task.model}.{row}.onnx"
             rows[row] = start.deployed(budget, choose, out)
             show(task, row, rows[row])
+            save(results)
             if rounding and scheme == "channel" and choose == "chosen":
                 paths[row] = out
             if rounding and choose == "chosen":
                 alone = row.replace("a8", "")
                 rows[alone] = start.weights_alone(budget, choose, directory / "float.onnx")
                 show(task, alone, rows[alone])
-        save(results)
+                save(results)
     for bits in (5, 6, 7, 8):
         start, row = Start.of(task, f"int{bits}:channel", True), f"w{bits}a8 channel 0% chosen"
         rows[row] = start.deployed(0, "chosen", directory / f"{task.model}.{row}.onnx")
