@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from onnxq.affine import QuantParams, quantize
 from onnxq.bias import bias_codes, bias_params
+from onnxq.expansion import is_expanded, row_bias, row_codes, row_params
 from onnxq.graph import Names, constant, float_values, is_constant
 from onnxq.packing import Packer
+from onnxq.point_rows import PointRows
 from onnxq.program import Program, Unit
 from onnxq.scheme import QuantScheme
 from onnxq.target import Target
@@ -126,8 +128,12 @@ class Borders:
     def weight(self, tensor: str) -> tuple[gs.Tensor, gs.Constant, gs.Constant]:
         """Codes, scale and explicit zero point of a weight, one set for all units that share it."""
         if tensor not in self._weights:
-            params = self.program.params(tensor)
-            scale = self.parameter(f"{tensor}_scale", (tensor,), lambda p: p.params(tensor).scale)
+            params, points = self.program.params(tensor), self.program.plan[tensor].points
+            if is_expanded(points):
+                params = row_params(points, params)
+                scale = constant(self.names, f"{tensor}_scale", params.scale)
+            else:
+                scale = self.parameter(f"{tensor}_scale", (tensor,), lambda p: p.params(tensor).scale)
             self._weights[tensor] = self.weight_codes(tensor), scale, self._zeros(tensor, params)
         return self._weights[tensor]
 
@@ -147,9 +153,15 @@ class Borders:
             self._zero_points[key] = made
         return self._zero_points[key]
 
+    def points(self, unit: Unit) -> PointRows | None:
+        """Rows of points that the unit's weights are stored as."""
+        return None if unit.weight is None else self.program.plan[unit.weight].points
+
     def weight_codes(self, tensor: str) -> gs.Tensor:
         """Codes of a weight, int8 or uint8, stored at as many bits as they have."""
         decision = self.program.plan[tensor]
+        if is_expanded(decision.points):
+            return self.packer.tensor(f"{tensor}_q", row_codes(decision.points), decision.scheme.bits)
         if decision.points is not None:
             return self.packer.sums(f"{tensor}_q", decision.points, decision.scheme.bits)
         stored = self.packer.tensor(f"{tensor}_q", stored_codes(self.program, tensor), decision.scheme.bits)
@@ -163,11 +175,28 @@ class Borders:
             return None
         values = float_values(self.tensors[unit.bias])
         assert values is not None
+        points = self.row_points(unit)
+        if points is not None:
+            codes = bias_codes(row_bias(values, points), self.bias_scale(unit, self.program))
+            return constant(self.names, f"{unit.bias}_q", codes)
         return self.parameter(
             f"{unit.bias}_q",
             bias_reads(unit),
             lambda p: bias_codes(self.correction(p, unit, values.ravel()), bias_params(unit, p)),
         )
+
+    def bias_scale(self, unit: Unit, program: Program) -> NDArray[np.float32]:
+        """Scale of the bias as the layer reads it, () or (C,); of each row where points are computed one by one."""
+        points, weight = self.row_points(unit), unit.weight
+        if points is None or weight is None:
+            return bias_params(unit, program)
+        rows = row_params(points, program.params(weight)).scale
+        return np.asarray(program.params(unit.inputs[0]).scale * rows, np.float32)
+
+    def row_points(self, unit: Unit) -> PointRows | None:
+        """Points that a layer with a bias of its own computes one by one; a MatMul's bias is added to their sums."""
+        points = self.points(unit)
+        return points if is_expanded(points) and unit.kind != "MatMul" else None
 
     def float_bias(self, unit: Unit) -> gs.Constant | None:
         """The unit's bias (C,) for a kernel that computes in float, None when it has none."""

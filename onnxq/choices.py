@@ -45,6 +45,7 @@ class Choices:
         multipoint: further weights of channels with several points, as a part of those below 8 bits.
         multipoint_error: instead, the largest error of a channel's output, as a part of its layer's mean power.
         multipoint_size: instead, the size of the file to stay within, such as 400KB.
+        multipoint_form: `fold` or `rows`; None for what the target takes.
     """
 
     preset: str | None = None
@@ -66,6 +67,7 @@ class Choices:
     multipoint: float | None = None
     multipoint_error: float | None = None
     multipoint_size: str | None = None
+    multipoint_form: str | None = None
 
     def resolve(self, has_data: bool) -> Pipeline:
         """The pipeline.
@@ -99,6 +101,7 @@ class Choices:
             "share": self.multipoint,
             "error": self.multipoint_error,
             "size": self.multipoint_size,
+            "form": self.multipoint_form,
         }
         if self.ranges is not None and not self.is_joint and self.ranges != "auto":
             parse_quantizer(self.ranges)
@@ -163,6 +166,10 @@ class Choices:
     def _check_points(self, bits: Bits | None, has_data: bool) -> None:
         """Refuse further points that nothing could come of."""
         if not self.has_points:
+            if self.multipoint_form is not None and self.pipeline is None:
+                raise UsageError(
+                    "multipoint-form says how further points are stored; ask for some with multipoint"
+                )
             return
         given = (self.multipoint, self.multipoint_error, self.multipoint_size)
         if sum(value is not None for value in given) > 1:

@@ -97,6 +97,7 @@ def compile_model(
     multipoint_error: float | None = None,
     multipoint_size: str | None = None,
     cluster: str | None = None,
+    multipoint_form: str | None = None,
     skip: Sequence[str] = (),
     form: str | None = None,
     target: str = "ort-cpu",
@@ -135,6 +136,8 @@ def compile_model(
         multipoint_size: instead, as many as a file of this size holds, e.g. 400KB.
         cluster: where it evaluates the loss: local:N for N workers here (a script that asks for them needs the usual
             `if __name__ == "__main__":`), or the address of a Dask scheduler.
+        multipoint_form: `fold` sums points up when the model is loaded, `rows` lets layers compute each and adds up
+            their outputs; None for what the target takes.
         skip: node names or op types to leave in float; * and ? match as in file names.
         form: `qdq` or `integer`; None for the preset's, qdq.
         target: runtime to compile for.
@@ -177,6 +180,7 @@ def compile_model(
         multipoint_error=multipoint_error,
         multipoint_size=multipoint_size,
         cluster=cluster,
+        multipoint_form=multipoint_form,
         skip=tuple(skip),
     )
     steps = choices.resolve(has_data)
@@ -195,7 +199,7 @@ def compile_model(
     with clock.stage("emit"):
         table = _table(job, samples)
         compiled = job.program.to_model()
-        _slim(compiled, job.original, job.prepared)
+        slim(compiled, job.original, job.prepared)
         stamp(compiled, str(_reproducible(steps)), seed, table)
     with clock.stage("verify"):
         deployed = {name: measure(compiled) for name, measure in job.program.deployed.items()}
@@ -287,7 +291,7 @@ def _open(source: Source | None, model: onnx.ModelProto, images: ImageOptions | 
     return open_data(source, input_specs(model), images=images or ImageOptions())
 
 
-def _slim(compiled: onnx.ModelProto, original: onnx.ModelProto, prepared: onnx.ModelProto) -> None:
+def slim(compiled: onnx.ModelProto, original: onnx.ModelProto, prepared: onnx.ModelProto) -> None:
     """Take out what runtimes do not need and small files feel: types of inner tensors that the user's model does not state, and
     names of nodes that it does not have."""
     stated = {info.name for info in original.graph.value_info}

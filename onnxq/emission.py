@@ -9,8 +9,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxq.bias import bias_params
 from onnxq.borders import ALL, FLOAT, Borders, Bounds, Correction, bias_reads, uncorrected
+from onnxq.expansion import add_up, is_expanded
 from onnxq.graph import float_values, is_constant, present, producer, remove_node, set_input
 from onnxq.program import Program, Unit
 from onnxq.rules import RELU
@@ -84,6 +84,13 @@ def drop_unit_dilations(node: gs.Node) -> None:
 
 def surround(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node]) -> None:
     """Write a unit as its float nodes between DequantizeLinear and QuantizeLinear."""
+    _quantize_borders(borders, unit, nodes)
+    points = borders.points(unit)
+    if is_expanded(points):
+        add_up(borders, nodes[unit.name], points)
+
+
+def _quantize_borders(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node]) -> None:
     keeps_weight = unit.weight is not None and borders.program.sides == "activations"
     for node in (nodes[name] for name in unit.nodes):
         for index, tensor in enumerate(node.inputs):
@@ -152,8 +159,8 @@ def _broadcast_scale(program: Program, weight: str, ndim: int) -> NDArray[np.flo
 
 def _dequantized_bias(borders: Borders, unit: Unit, codes: gs.Constant) -> gs.Variable:
     assert unit.bias is not None
-    scale = bias_params(unit, borders.program)
-    factor = borders.parameter(f"{unit.bias}_scale", bias_reads(unit), lambda p: bias_params(unit, p))
+    scale = borders.bias_scale(unit, borders.program)
+    factor = borders.parameter(f"{unit.bias}_scale", bias_reads(unit), lambda p: borders.bias_scale(unit, p))
     floats = gs.Variable(borders.names.fresh(f"{unit.bias}_dq"), FLOAT, codes.shape)
     dequantize = borders.append("DequantizeLinear", unit.bias, [codes, factor], [floats])
     if scale.ndim or borders.open_plan:

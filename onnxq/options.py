@@ -233,6 +233,15 @@ MultipointSize = Annotated[
     str | None,
     option("Instead, as many as a file of this size holds, as 400KB.", metavar="SIZE", panel=POINTS),
 ]
+MultipointForm = Annotated[
+    str | None,
+    option(
+        "fold sums points up when the model is loaded; rows lets layers compute each and adds up their outputs (fold, where the "
+        "target has 8-bit codes).",
+        metavar="fold|rows",
+        panel=POINTS,
+    ),
+]
 Skip = Annotated[
     list[str] | None,
     option(

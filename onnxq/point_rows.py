@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Codes = NDArray[np.integer[Any]]
+
+Form = Literal["fold", "rows"]
 
 LARGEST_FACTOR = 255
 
@@ -30,12 +32,14 @@ class PointRows:
         places: intp, (channels, points); a channel with fewer points names its first row again, at factor 0.
         factors: uint8, (channels, points).
         axis: channel axis of the weight.
+        form: `fold` sums the rows up when the model is loaded, `rows` lets the layer compute each and sums up its outputs.
     """
 
     rows: NDArray[np.int8]
     places: NDArray[np.intp]
     factors: NDArray[np.uint8]
     axis: int
+    form: Form = "fold"
 
     @property
     def extra(self) -> int:
@@ -50,7 +54,9 @@ class PointRows:
         return np.ascontiguousarray(np.moveaxis(sums, 0, self.axis), np.int8)
 
 
-def point_rows(codes: Codes, axis: int, further: Sequence[tuple[Codes, Codes, Codes]]) -> PointRows:
+def point_rows(
+    codes: Codes, axis: int, further: Sequence[tuple[Codes, Codes, Codes]], form: Form = "fold"
+) -> PointRows:
     """Storage of a weight of which some channels have further points.
 
     Args:
@@ -58,6 +64,7 @@ def point_rows(codes: Codes, axis: int, further: Sequence[tuple[Codes, Codes, Co
         axis: its channel axis.
         further: channels (R,), their points (n, R, ...) with the coarsest first, and the ratio of neighbouring points (R,);
             a channel occurs once.
+        form: how the rows are summed up.
 
     Raises:
         ValueError: a factor does not fit into 8 bits.
@@ -79,4 +86,4 @@ def point_rows(codes: Codes, axis: int, further: Sequence[tuple[Codes, Codes, Co
         places[channels, 1:each] = count + added
         factors[channels, :each] = powers
         count += added.size
-    return PointRows(np.concatenate(stored), places, factors, axis)
+    return PointRows(np.concatenate(stored), places, factors, axis, form)

@@ -27,6 +27,7 @@ from onnxq.emission import (
     surround,
 )
 from onnxq.errors import UsageError
+from onnxq.expansion import is_expanded
 from onnxq.graph import constant, rank, remove_node
 from onnxq.measure.tensors import tensor_rows
 from onnxq.pipeline import Context, Pass, PassResult
@@ -71,6 +72,8 @@ def _refusal(borders: Borders, unit: Unit) -> str | None:
         return f"there is no integer operator for {unit.kind}, so it is written in the QDQ form"
     if unit.output not in program.plan and not (contrib and unit.kind in FLOAT_RESULT):
         return "its output stays float, so it is written in the QDQ form"
+    if is_expanded(borders.points(unit)):
+        return "its points are added up in float, so it is written in the QDQ form"
     if unit.inputs != unit.multiplied:
         return "it adds another tensor before it rounds, so it is written in the QDQ form"
     if not contrib and unit.kind == "MatMul" and unit.bias is not None:

@@ -10,35 +10,19 @@ power of their layer's outputs, so that layers can be compared.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from onnxq.affine import QuantParams
-from onnxq.bias import least_scales
 from onnxq.errors import UsageError
-from onnxq.graph import float_values
 from onnxq.moments import Site, moment_parts, second_moments, weight_sites
+from onnxq.multipoint import Counts, PointLayer, decisions, figures, point_layer
 from onnxq.pipeline import Context, Pass, PassResult
-from onnxq.point_rows import point_rows
-from onnxq.points import (
-    Candidates,
-    Folded,
-    Grid,
-    at_random,
-    below_error,
-    even_error,
-    fold_free,
-    output_errors,
-    total_cost,
-    within_budget,
-)
-from onnxq.program import Program, QuantDecision
-from onnxq.saturation import as_rows, from_rows, partners
+from onnxq.point_rows import Form
+from onnxq.points import at_random, below_error, even_error, within_budget
+from onnxq.program import Program
 from onnxq.simulate import loss_gains
 from onnxq.sizes import emitted_bytes, parse_bytes
 from onnxq.target import Target
@@ -48,24 +32,6 @@ BYTE = 8
 LEAST_FELT = 0.1  # of the median: how much the loss feels a layer at least
 TRIALS = 10  # of a budget that meets a size
 TINY = 1e-30
-
-Counts = NDArray[np.int64]
-Vector = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """A weight with what it can become.
-
-    Attributes:
-        site: where it is read.
-        folded: all channels with 2, 3, ... points.
-        candidates: errors of its channels, as parts of the mean power of its outputs.
-    """
-
-    site: Site
-    folded: Sequence[Folded]
-    candidates: Candidates
 
 
 @dataclass(frozen=True)
@@ -80,6 +46,8 @@ class Multipoint(Pass):
             `threshold`, the same error of all; or at `random`, to compare with.
         loss: of choose=loss: auto, cross-entropy, kl, mse, cosine or FILE.py:FUNCTION.
         points: most of one channel.
+        form: `fold` sums points up into codes of 8 bits when the model is loaded; `rows` lets layers compute each and adds up
+            their outputs; `auto` folds where the target has codes of 8 bits.
         samples: calibration samples to look at.
         patches: random inputs of each kernel from one sample.
         saturation: `safe` keeps neighbouring codes within what 16 bits hold on machines without VNNI; `ignore` does not.
@@ -92,19 +60,21 @@ class Multipoint(Pass):
     choose: Literal["error", "loss", "threshold", "random"] = "error"
     loss: str = "auto"
     points: int = 2
+    form: Literal["auto", "fold", "rows"] = "auto"
     samples: int = 128
     patches: int = 16
     saturation: Literal["safe", "ignore"] = "safe"
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         self._check()
-        sites, skipped = _narrow_sites(program)
+        form = self._form(ctx.target)
+        sites, skipped = _narrow_sites(program, form)
         layers = list(self._layers(program, ctx, sites))
         if self.choose == "loss":
             layers = self._weighed(program, ctx, layers)
         counts = self._counts(program, ctx, layers)
-        program.plan.update(_decisions(program, layers, counts))
-        facts = _facts(program, layers, counts)
+        program.plan.update(decisions(program, layers, counts))
+        facts = {"form": form} | figures(program, layers, counts)
         return PassResult(len(facts["channels"]), skipped, {"multipoint": facts})
 
     def _check(self) -> None:
@@ -123,41 +93,28 @@ class Multipoint(Pass):
         if self.points < 2:
             raise UsageError(f"points is {self.points}; it must be at least 2, the first point included")
 
-    def _layers(self, program: Program, ctx: Context, sites: Sequence[Site]) -> Iterator[_Layer]:
+    def _form(self, target: Target) -> Form:
+        if self.form == "auto":
+            return "fold" if BYTE in target.bits else "rows"
+        return self.form
+
+    def _layers(self, program: Program, ctx: Context, sites: Sequence[Site]) -> Iterator[PointLayer]:
         """Every weight with its errors."""
+        form = self._form(ctx.target)
         for part in moment_parts(sites):
             moments = second_moments(program, ctx, part, self.samples, self.patches)
             for done, site in enumerate(part):
                 ctx.progress("points", done, len(part))
-                yield self._layer(program, ctx, site, moments[site.weight])
+                limit = code_limit(program, site.units, ctx.target) if self.saturation == "safe" else 0
+                yield point_layer(program, ctx, site, moments[site.weight], self.points, form, limit)
 
-    def _layer(self, program: Program, ctx: Context, site: Site, moment: NDArray[np.float32]) -> _Layer:
-        decision = program.plan[site.weight]
-        values = float_values(site.nodes[0].inputs[1])
-        assert values is not None
-        assert decision.codes is not None
-        assert decision.params is not None
-        rows = as_rows(values, site.kind, site.axis)
-        codes = as_rows(decision.codes, site.kind, site.axis)
-        scale = np.broadcast_to(decision.params.scale, len(rows))
-        limit = code_limit(program, site.units, ctx.target) if self.saturation == "safe" else 0
-        scheme = decision.scheme
-        grid = Grid((scheme.qmin, scheme.qmax), partners(values.shape, site.kind, site.axis), limit)
-        least = least_scales(program, site.units) if ctx.target.bias == "int32" else 0.0
-        counts = range(2, _useful(grid, self.points) + 1)
-        folded = [fold_free(rows, grid, count, moment, least) for count in counts]
-        signal = max(float(output_errors(rows, moment).mean()), np.finfo(np.float32).tiny)
-        single = output_errors(rows - (codes * scale[:, None]).astype(np.float32), moment)
-        errors = np.stack([single, *(f.error for f in folded)], axis=1) / signal
-        return _Layer(site, folded, Candidates(errors, cost=rows.shape[1], weight=1.0 / len(rows)))
-
-    def _weighed(self, program: Program, ctx: Context, layers: Sequence[_Layer]) -> list[_Layer]:
+    def _weighed(self, program: Program, ctx: Context, layers: Sequence[PointLayer]) -> list[PointLayer]:
         """The layers, each weighed by what the loss gains from two points in all of its channels, per error that they take off.
 
         A gain that is lost in the noise of the samples counts as a small one.
         """
         both = [np.full(len(layer.candidates.errors), 2) for layer in layers]
-        changes = [_decisions(program, [layer], [count]) for layer, count in zip(layers, both, strict=True)]
+        changes = [decisions(program, [layer], [count]) for layer, count in zip(layers, both, strict=True)]
         gains = loss_gains(program, ctx, changes, self.loss, self.samples)
         falls = [max(float((e[:, 0] - e[:, 1]).mean()), TINY) for e in (x.candidates.errors for x in layers)]
         felt = np.array([gain / fall for gain, fall in zip(gains, falls, strict=True)])
@@ -169,7 +126,7 @@ class Multipoint(Pass):
             for layer, weight, count in zip(layers, felt, both, strict=True)
         ]
 
-    def _counts(self, program: Program, ctx: Context, layers: Sequence[_Layer]) -> list[Counts]:
+    def _counts(self, program: Program, ctx: Context, layers: Sequence[PointLayer]) -> list[Counts]:
         """Points of each channel of each layer."""
         candidates = [layer.candidates for layer in layers]
         alike = [replace(c, weight=1.0) for c in candidates]
@@ -186,27 +143,26 @@ class Multipoint(Pass):
         return within_budget(candidates, budget)
 
 
-def _narrow_sites(program: Program) -> tuple[list[Site], dict[str, str]]:
+def _narrow_sites(program: Program, form: Form) -> tuple[list[Site], dict[str, str]]:
     """Weights whose channels can have further points, and the reasons of the nodes that are left."""
     sites, skipped = weight_sites(program)
-    wide = [s for s in sites if program.plan[s.weight].scheme.bits >= BYTE]
-    reason = "its weights have 8 bits, which fill the codes of the kernel"
-    skipped |= {node.name: reason for site in wide for node in site.nodes}
-    tables = {
-        u.name: "it looks codes up on the grid of its output" for u in program.units.values() if u.is_table
-    }
-    return [s for s in sites if s not in wide], skipped | tables
+    reasons = {site.weight: _reason(program, site, form) for site in sites}
+    skipped |= {node.name: why for site in sites for node in site.nodes if (why := reasons[site.weight])}
+    tables = [unit.name for unit in program.units.values() if unit.is_table]
+    skipped |= dict.fromkeys(tables, "it looks codes up on the grid of its output")
+    return [site for site in sites if not reasons[site.weight]], skipped
 
 
-def _useful(grid: Grid, most: int) -> int:
-    """Points up to which a further one makes the codes reach further, at factors that can be stored."""
-    count = 2
-    while count < most and grid.folded_ends(grid.levels, count) != grid.folded_ends(grid.levels, count + 1):
-        count += 1
-    return count
+def _reason(program: Program, site: Site, form: Form) -> str:
+    """Why no channel of a weight can have further points, empty where they can."""
+    if program.plan[site.weight].scheme.bits >= BYTE:
+        return "its weights have 8 bits, which fill the codes of the kernel"
+    if form == "rows" and site.shape[0] > 1:
+        return "its channels lie in groups, between which no rows of further points fit (form=rows)"
+    return ""
 
 
-def _within_bytes(program: Program, target: Target, layers: Sequence[_Layer], limit: int) -> list[Counts]:
+def _within_bytes(program: Program, target: Target, layers: Sequence[PointLayer], limit: int) -> list[Counts]:
     """Points of which the file stays below a limit in bytes."""
     least = emitted_bytes(program, target)
     if least > limit:
@@ -223,100 +179,8 @@ def _within_bytes(program: Program, target: Target, layers: Sequence[_Layer], li
     best, trial = within_budget(candidates, low), high
     for _ in range(TRIALS):
         counts = within_budget(candidates, trial)
-        emitted = replace(program, plan=program.plan | _decisions(program, layers, counts))
+        emitted = replace(program, plan=program.plan | decisions(program, layers, counts))
         fits = emitted_bytes(emitted, target) <= limit
         low, high, best = (trial, high, counts) if fits else (low, trial, best)
         trial = (low + high) / 2.0
     return best
-
-
-def _decisions(
-    program: Program, layers: Sequence[_Layer], counts: Sequence[Counts]
-) -> dict[str, QuantDecision]:
-    """What becomes of the weights that have channels with further points."""
-    return {
-        layer.site.weight: _with_points(program.plan[layer.site.weight], layer, count)
-        for layer, count in zip(layers, counts, strict=True)
-        if (count > 1).any()
-    }
-
-
-def _with_points(decision: QuantDecision, layer: _Layer, count: Counts) -> QuantDecision:
-    """The decision with further points in the channels that have a count above 1."""
-    params, codes, site = decision.params, decision.codes, layer.site
-    assert params is not None
-    assert codes is not None
-    scale = np.broadcast_to(params.scale, len(count)).copy()
-    rows = as_rows(codes, site.kind, site.axis).copy()
-    shape = tuple(np.delete(codes.shape, site.axis))
-    further = []
-    for each, folded in enumerate(layer.folded, 2):
-        chosen = np.flatnonzero(count == each)
-        if not len(chosen):
-            continue
-        scale[chosen], rows[chosen] = folded.step[chosen], folded.codes[chosen]
-        points = [from_rows(p[chosen], (len(chosen), *shape), site.kind, 0) for p in folded.points]
-        further.append((chosen, np.stack(points), folded.ratio[chosen]))
-    scheme = replace(decision.scheme, granularity="channel")
-    return replace(
-        decision,
-        scheme=scheme,
-        params=QuantParams(scheme, scale, np.zeros(scale.shape, np.int32), site.axis),
-        codes=np.ascontiguousarray(from_rows(rows, codes.shape, site.kind, site.axis)),
-        points=point_rows(codes, site.axis, further),
-    )
-
-
-def _channel_facts(layer: _Layer, count: Counts) -> Iterator[dict[str, Any]]:
-    """What became of each channel with further points; errors as parts of the layer's output power."""
-    errors = layer.candidates.errors
-    for channel in np.flatnonzero(count > 1).tolist():
-        each = int(count[channel])
-        folded = layer.folded[each - 2]
-        step, ratio = float(folded.step[channel]), int(folded.ratio[channel])
-        yield {
-            "tensor": layer.site.weight,
-            "channel": channel,
-            "points": each,
-            "factors": [step * ratio**i for i in reversed(range(each))],
-            "error_before": float(errors[channel, 0]),
-            "error_after": float(errors[channel, each - 1]),
-        }
-
-
-def _facts(program: Program, layers: Sequence[_Layer], counts: Sequence[Counts]) -> dict[str, Any]:
-    """Figures for the report."""
-    pairs = [(layer, count) for layer, count in zip(layers, counts, strict=True)]
-    extra = int(total_cost([layer.candidates for layer in layers], counts))
-    sizes = [size for d in program.plan.values() if (size := _sizes(d)) is not None]
-    weights, bits = (sum(column) for column in zip(*sizes, strict=True)) if sizes else (0, 0)
-    return {
-        "form": "fold",
-        "extra_weights": extra,
-        "budget": extra / max(sum(layer.candidates.cost * len(count) for layer, count in pairs), 1.0),
-        "bits_mean": bits / max(weights, 1),
-        "channels": [fact for layer, count in pairs for fact in _channel_facts(layer, count)],
-        "layers": {layer.site.weight: _layer_facts(layer, count) for layer, count in pairs},
-    }
-
-
-def _sizes(decision: QuantDecision) -> tuple[int, int] | None:
-    """Number of a tensor's weights, and of bits that they take."""
-    if decision.codes is None:
-        return None
-    rows = decision.codes if decision.points is None else decision.points.rows
-    return decision.codes.size, rows.size * decision.scheme.bits
-
-
-def _layer_facts(layer: _Layer, count: Counts) -> dict[str, Any]:
-    """A layer's row: its channels, and its noise at the output in dB below the signal."""
-    errors = layer.candidates.errors
-    after = np.take_along_axis(errors, count[:, None] - 1, 1)
-    before, left = (-10.0 * math.log10(max(float(e.mean()), TINY)) for e in (errors[:, 0], after))
-    return {
-        "channels": len(count),
-        "with_points": int((count > 1).sum()),
-        "extra_weights": int(layer.candidates.cost * (count - 1).sum()),
-        "sqnr_db_before": before,
-        "sqnr_db_after": left,
-    }

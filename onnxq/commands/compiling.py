@@ -33,6 +33,7 @@ def compile_file(
     multipoint_error: float | None = None,
     multipoint_size: str | None = None,
     cluster: str | None = None,
+    multipoint_form: str | None = None,
     save_calibration: Path | None = None,
     load_calibration: Path | None = None,
     preset: str | None = None,
@@ -83,6 +84,7 @@ def compile_file(
         multipoint_error=multipoint_error,
         multipoint_size=multipoint_size,
         cluster=cluster,
+        multipoint_form=multipoint_form,
         skip=tuple(skip),
     ).resolve(calibration is not None or load_calibration is not None)
     check_provider(provider)
@@ -112,6 +114,7 @@ def compile_file(
         multipoint_error=multipoint_error,
         multipoint_size=multipoint_size,
         cluster=cluster,
+        multipoint_form=multipoint_form,
         skip=skip,
         form=form,
         target=target,

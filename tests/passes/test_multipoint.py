@@ -59,7 +59,7 @@ def prepared(
     parse: ParseProgram, text: str, weights: Mapping[str, Array], x: Array, scheme: str = "int3:channel"
 ) -> Program:
     """A program whose weights have codes."""
-    program = parse(text, weights, 17)
+    program = parse(text, weights, 21)
     steps = f"annotate:small=0,first_last=same,weights={scheme} calibrate choose-ranges quantize-weights"
     Pipeline.parse(steps).run(program, context(program, x))
     return program
@@ -259,6 +259,73 @@ def test_deployed(models_dir: Path, bits: str, form: str) -> None:
     (found,) = make_session(done.model, threads=1).run(None, feeds)
     for arithmetic in (exact, exact.using("avx2")):
         np.testing.assert_array_equal(arithmetic.run(feeds)["logits"], found)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("layer", ["conv", "gemm", "matmul"])
+def test_rows_give_what_folded_points_give(parse_program: ParseProgram, layer: str, bias: bool) -> None:
+    """Both forms multiply by the same sums; the additions behind the rows are those of floats and round, 6e-8 each."""
+    text, values, x = LAYERS[layer]
+    weights: dict[str, Array] = {"w": values}
+    if bias:
+        weights["b"] = np.linspace(-2, 2, values.shape[1 if layer == "matmul" else 0]).astype(np.float32)
+        text = text.replace("y = MatMul(x, w)", "h = MatMul(x, w) y = Add(h, b)").replace(
+            "(x, w)", "(x, w, b)"
+        )
+        text = text.replace("MatMul(x, w, b)", "MatMul(x, w)")
+    outputs, shapes = [], []
+    for form in ("fold", "rows"):
+        program = prepared(parse_program, text, weights, x)
+        facts = pointed(program, x, f"share=0.34,form={form}").facts["multipoint"]
+        assert facts["form"] == form
+        Pipeline.parse("emit-qdq").run(program, Context())
+        model = program.to_model()
+        shapes.append({t.name: list(t.dims) for t in model.graph.initializer})
+        outputs.append(make_session(model, threads=1).run(None, {"x": x})[0])
+    widths = [max(max(dims, default=0) for n, dims in found.items() if "_scale" in n) for found in shapes]
+    channels = widths[0]
+    assert widths[1] == (channels + int(0.34 * channels)) // 8 * 8 + 8
+    difference = np.abs(outputs[1] - outputs[0])
+    if layer != "conv":  # its output is float
+        assert difference.max() <= 1e-6 * np.abs(outputs[0]).max()
+        return
+    step = np.diff(np.unique(outputs[0])).min()
+    assert difference.max() <= 1.01 * step  # one code
+    assert (difference > step / 2).mean() < 0.001  # where the sum lies on the edge between two
+
+
+def test_groups_have_no_rows(parse_program: ParseProgram) -> None:
+    text, values, x = LAYERS["groups"]
+    program = prepared(parse_program, text, {"w": values}, x)
+    result = pointed(program, x, "share=0.5,form=rows")
+    assert "its channels lie in groups" in next(iter(result.skipped.values()))
+    assert program.plan["w"].points is None
+
+
+def test_rows_deployed(models_dir: Path) -> None:
+    """A whole network of rows, also in the integer form, is closer to float than without; its depthwise layers have none."""
+    found = {}
+    for form, emitted in ((None, "qdq"), ("rows", "qdq"), ("rows", "integer")):
+        done = compile_model(
+            models_dir / "digits_cnn.onnx",
+            models_dir / "digits_calib.npz",
+            bits="w3a8",
+            multipoint=None if form is None else 0.2,
+            multipoint_form=form,
+            form=emitted,
+            samples=32,
+            threads=1,
+            speed=False,
+        )
+        difference = done.report.difference
+        assert difference is not None
+        assert difference.main is not None
+        assert difference.main.sqnr_db is not None
+        found[form, emitted] = difference.main.sqnr_db
+        assert ("ReduceSum" in {n.op_type for n in done.model.graph.node}) == (form == "rows")
+    plain = found.pop((None, "qdq"))
+    assert min(found.values()) > plain + 1.0  # dB
+    assert found["rows", "qdq"] == pytest.approx(found["rows", "integer"], abs=0.1)  # single codes differ
 
 
 def test_a_size_to_stay_within(models_dir: Path) -> None:
