@@ -8,7 +8,7 @@ from pathlib import Path
 
 SCRIPTS = (
     *("int8.py", "low_bits.py", "exactness.py", "weight_only.py", "portable.py", "streaming.py"),
-    *("memory.py", "saturation.py", "backend.py", "decomposition.py"),
+    *("memory.py", "saturation.py", "backend.py", "lapq.py", "cluster.py", "decomposition.py"),
 )
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class WeightRounder:
         """
         values = float_values(site.nodes[0].inputs[1])
         assert values is not None
-        self._site, self._moment, self._limit = site, moment, limit
+        self._site, self._moment, self._limit = replace(site, nodes=()), moment, limit  # no graph: it pickles
         self._rows = self._as_rows(values)
         self._partners = partners(values.shape, site.kind, site.axis)
 

@@ -28,6 +28,7 @@ from onnxq.emission import (
 )
 from onnxq.errors import UsageError
 from onnxq.graph import constant, rank, remove_node
+from onnxq.measure.tensors import tensor_rows
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, Unit
 
@@ -44,6 +45,7 @@ class EmitInteger(Pass):
         ctx.target.check_integer_form()
         if program.sides != "both":
             raise UsageError(f"only {program.sides} are quantized, which takes the format qdq")
+        tensors = tensor_rows(program)
         borders, kept = Borders(program, ctx.target), {}
         nodes = {n.name: n for n in program.graph.nodes}
         for unit in list(program.units.values()):
@@ -59,7 +61,7 @@ class EmitInteger(Pass):
                 WRITERS[unit.kind](_Kernel(borders, unit, nodes))
         guard_floats(borders)
         borders.finish()
-        return PassResult(len(program.units) - len(kept), kept)
+        return PassResult(len(program.units) - len(kept), kept, {"tensors": tensors})
 
 
 def _refusal(borders: Borders, unit: Unit) -> str | None:

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from onnxq.cluster import spread
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
 from onnxq.search.quadratic import search_p
@@ -29,6 +30,7 @@ class SearchNorm(Pass):
         least: smallest p to try at first.
         most: largest p to try at first.
         points: values of p between them.
+        cluster: local:N or the address of a Dask scheduler, to evaluate the loss there.
     """
 
     name: ClassVar[str] = "search-norm"
@@ -38,13 +40,13 @@ class SearchNorm(Pass):
     least: float = 1.0
     most: float = 4.0
     points: int = 10
+    cluster: str | None = None
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         start = dict(program.plan)
         if all(d.scheme.bits >= 8 for d in start.values()):
             return PassResult(0, {"all tensors": "8 bits leave the norm little to choose"})
         evaluator = Evaluator(program, ctx, self.loss, self.samples, rounding=self.rounding)
-        base = evaluator.evaluate_plan(start)
         done = 0
 
         def at(p: float) -> float:
@@ -52,9 +54,11 @@ class SearchNorm(Pass):
             choose_by_norm(program, evaluator.weights, p)
             done += 1
             ctx.progress(f"p-norm {p:.2f}", done, self.points + 2)
-            return evaluator.evaluate_plan(program.plan)
+            return losses.evaluate_plan(program.plan)
 
-        chosen = search_p(at, tuple(np.linspace(self.least, self.most, self.points).tolist()))
+        with spread(evaluator, self.cluster) as losses:
+            base = losses.evaluate_plan(start)
+            chosen = search_p(at, tuple(np.linspace(self.least, self.most, self.points).tolist()))
         program.plan.update(start)
         if chosen.loss < base:
             choose_by_norm(program, evaluator.weights, chosen.p)

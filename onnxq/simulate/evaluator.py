@@ -7,7 +7,7 @@ codes: they are equal to the bit, and so are the losses evaluated and deployed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from onnxq.measure.compare import run
 from onnxq.model.session import make_session
 from onnxq.pipeline import Context
 from onnxq.program import Program
-from onnxq.rounded import weight_rounders
+from onnxq.rounded import WeightRounder, weight_rounders
 from onnxq.simulate.emitted import Plan, emit
 from onnxq.simulate.engine import Engine
 from onnxq.simulate.losses import Loss, find_loss
@@ -41,11 +41,51 @@ EVERY = 4  # one batch of so many is held back, and one of so many others is the
 
 
 @dataclass(frozen=True, eq=False)
-class _Sample:
+class Sample:
     """A batch with the outputs of the float model."""
 
     batch: Batch
     reference: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class BatchSum:
+    """The sum of the loss over one batch, the batch's number and its samples."""
+
+    number: int
+    total: float
+    count: int
+
+
+def mean(sums: Iterable[BatchSum]) -> float:
+    """The mean over samples, added up in the order of the batches: whoever evaluated them, the result is the same bits."""
+    total, count = _added(sums)
+    return total / count
+
+
+def _added(sums: Iterable[BatchSum]) -> tuple[float, int]:
+    total, count = 0.0, 0
+    for found in sorted(sums, key=lambda s: s.number):
+        total += found.total
+        count += found.count
+    return total, count
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What an evaluator found out, from which another one of the same program is made without data.
+
+    Attributes:
+        samples: by the number of their batch; some of them for an evaluator of a shard.
+        batches: how many there are in all.
+        loss: resolved, from all samples.
+        rounders: what makes codes of weights.
+    """
+
+    samples: Mapping[int, Sample]
+    batches: int
+    loss: Loss
+    rounders: Mapping[str, WeightRounder]
 
 
 class Evaluator:
@@ -64,6 +104,7 @@ class Evaluator:
             `nearest` code.
         memory: bytes to keep at the cuts.
         segments: to cut the network into, at most.
+        known: what another evaluator found out; then `ctx` needs no data, and `loss`, `samples` and `rounding` are those it had.
 
     Raises:
         DataError: there are no samples, or the loss does not fit them.
@@ -82,23 +123,24 @@ class Evaluator:
         rounding: Rounding = "feedback",
         memory: int = MEMORY,
         segments: int = SEGMENTS,
+        known: Known | None = None,
     ) -> None:
-        if ctx.data is None:
+        if ctx.data is None and known is None:
             raise DataError("there is no calibration data to evaluate a loss on; give some with --calib")
-        self.program, self.ctx = program, ctx
+        self.program, self.ctx, self.correct = program, ctx, correct
         self.evaluations = 0
-        rounders = weight_rounders(program, ctx) if rounding == "feedback" else {}
-        self._steps = Steps(program, ctx.target, rounders)
-        self._samples = self._read(samples)
-        self.loss: Loss = self._find_loss(loss)
-        self._engine = self._engine_of(segments, memory, correct)
+        self.known = known or self._find_out(loss, samples, rounding)
+        self._samples, self.loss = self.known.samples, self.known.loss
+        self._steps = Steps(program, ctx.target, self.known.rounders)
+        self._engine = self._engine_of(segments, memory)
 
-    def _engine_of(self, segments: int, memory: int, correct: bool) -> Engine:
+    def _engine_of(self, segments: int, memory: int) -> Engine:
         layers = [u.name for u in self.program.units.values() if u.weight is not None and not u.is_table]
-        emitted = emit(self.program, self.ctx.target, correct=correct)
+        emitted = emit(self.program, self.ctx.target, correct=self.correct)
         engine = Engine(emitted, layers, self._session, segments=segments)
-        sizes = [s.batch.size for s in self._samples]
-        engine.bound(memory, self._samples[0].batch.feeds, self._steps.plan, sum(sizes) / sizes[0])
+        sizes = [s.batch.size for s in self._samples.values()]
+        first = next(iter(self._samples.values()))
+        engine.bound(memory, first.batch.feeds, self._steps.plan, sum(sizes) / sizes[0])
         return engine
 
     def _session(self, model: ModelProto) -> ort.InferenceSession:
@@ -124,7 +166,7 @@ class Evaluator:
 
     def evaluate(self, point: Vector, part: Part = "search", changed: int | None = None) -> float:
         """The mean loss over a part of the samples; the point alone says what to run again."""
-        return self.evaluate_plan(self._steps.at(point), part)
+        return self.evaluate_plan(self.plan_at(point), part)
 
     def validate(self, point: Vector) -> float:
         """The mean loss over the samples held back."""
@@ -132,23 +174,26 @@ class Evaluator:
 
     def evaluate_plan(self, plan: Plan, part: Part = "search") -> float:
         """The mean loss of any plan of the same tensors."""
-        total, count = self._sum(plan, part)
-        return total / count
+        return mean(self.sums(plan, part))
 
     def partial(self, point: Vector, part: Part) -> tuple[float, int]:
-        """The sum of the loss over a part of the samples, and their number: shards add up."""
-        return self._sum(self._steps.at(point), part)
+        """The sum of the loss over a part of the samples, and their number."""
+        return _added(self.sums(self.plan_at(point), part))
 
-    def _sum(self, plan: Plan, part: Part) -> tuple[float, int]:
+    def plan_at(self, point: Vector) -> Plan:
+        """The plan at a point."""
+        return self._steps.at(point)
+
+    def sums(self, plan: Plan, part: Part) -> list[BatchSum]:
+        """The loss of each batch of a part: shards are put together by `mean`."""
         self.evaluations += 1
-        total = 0.0
-        count = 0
+        found = []
         for number in self._members(part):
             sample = self._samples[number]
             outputs = self._engine.run(number, sample.batch.feeds, plan)
-            total += self.loss(outputs, sample.reference, sample.batch.labels)
-            count += sample.batch.size
-        return total, count
+            total = self.loss(outputs, sample.reference, sample.batch.labels)
+            found.append(BatchSum(number, total, sample.batch.size))
+        return found
 
     def widths(self) -> list[int]:
         """Bits of the codes that each variable scales."""
@@ -170,7 +215,7 @@ class Evaluator:
     def apply(self, point: Vector) -> None:
         """Write the steps of a point into the program's plan."""
         self.program.plan.clear()
-        self.program.plan.update(self._steps.at(point))
+        self.program.plan.update(self.plan_at(point))
 
     @property
     def kept_bytes(self) -> int:
@@ -184,32 +229,32 @@ class Evaluator:
 
     # ---- samples
 
-    def _read(self, samples: int) -> list[_Sample]:
+    def _find_out(self, loss: str, samples: int, rounding: Rounding) -> Known:
+        rounders = weight_rounders(self.program, self.ctx) if rounding == "feedback" else {}
+        read = self._read(samples)
+        return Known(dict(enumerate(read)), len(read), _find_loss(loss, read), rounders)
+
+    def _read(self, samples: int) -> list[Sample]:
         assert self.ctx.data is not None
-        session = make_session(self.program.to_model(), threads=self.ctx.threads, provider=self.ctx.provider)
+        session = self._session(self.program.to_model())
         limit = max(min(samples, self.ctx.samples), self.ctx.data.least)
         size = max(1, min(BATCH, limit // EVERY**2))
         batches = list(self.ctx.data.batches(size, limit))
-        return [_Sample(b, run(session, b.feeds)) for b in batches]
-
-    def _find_loss(self, name: str) -> Loss:
-        reference = {
-            n: np.concatenate([s.reference[n] for s in self._alike]) for n in self._alike[0].reference
-        }
-        labels = [s.batch.labels for s in self._alike if s.batch.labels is not None]
-        return find_loss(name, reference, np.concatenate(labels) if len(labels) == len(self._alike) else None)
-
-    @property
-    def _alike(self) -> list[_Sample]:
-        """Samples whose outputs have the shapes of the first one's, by which the loss is chosen."""
-        shapes = {n: v.shape[1:] for n, v in self._samples[0].reference.items()}
-        return [s for s in self._samples if {n: v.shape[1:] for n, v in s.reference.items()} == shapes]
+        return [Sample(b, run(session, b.feeds)) for b in batches]
 
     def _members(self, part: Part) -> list[int]:
-        """Numbers of the batches of a part; with a single batch all parts are that."""
-        everything = range(len(self._samples))
+        """Numbers of the batches of a part that are here; with a single batch all parts are that."""
+        everything = range(self.known.batches)
         held = [i for i in everything if i % EVERY == EVERY - 1]
         search = [i for i in everything if i % EVERY != EVERY - 1]
-        if part == "held":
-            return held or search
-        return search if part == "search" else search[::EVERY]
+        wanted = {"held": held or search, "search": search, "coarse": search[::EVERY]}[part]
+        return [i for i in wanted if i in self._samples]
+
+
+def _find_loss(name: str, samples: Sequence[Sample]) -> Loss:
+    """The loss, chosen by the samples whose outputs have the shapes of the first one's."""
+    shapes = {n: v.shape[1:] for n, v in samples[0].reference.items()}
+    alike = [s for s in samples if {n: v.shape[1:] for n, v in s.reference.items()} == shapes]
+    reference = {n: np.concatenate([s.reference[n] for s in alike]) for n in shapes}
+    labels = [s.batch.labels for s in alike if s.batch.labels is not None]
+    return find_loss(name, reference, np.concatenate(labels) if len(labels) == len(alike) else None)
