@@ -5,8 +5,8 @@
 W/A are the widths of weights and activations; 32 is float. Weights have one scale a tensor, the first and last layers 8 bits.
 The methods choose the ranges of weights and activations alike. `lapq nearest` is the paper's method; `lapq` also rounds weights
 with error feedback wherever the search evaluates them, and `mmse rounded` does that without a search. Each method runs with and
-without bias correction on ResNet-20, with it elsewhere, and the searches always with it. Metrics are of the test set; `jpeg` is the top-1 agreement with the float
-model on images that nobody searched on, of which there are 10,000 for CIFAR-10.
+without bias correction on ResNet-20, with it elsewhere, and the searches always with it. Metrics are of the test set; `jpeg` is
+the top-1 agreement with the float model on images that nobody searched on, of which there are 10,000 for CIFAR-10.
 """
 
 from __future__ import annotations
