@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from onnxq.affine import dequantize
 from onnxq.graph import Names, constant, float_values, set_input
 from onnxq.program import Program, Unit
+
+BiasCorrection = Literal["none", "output", "exact"]
 
 LARGEST_CODE = 2.0**30  # half of int32, which leaves room for the products
 

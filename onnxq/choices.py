@@ -41,6 +41,7 @@ class Choices:
         elementwise: width of activations that no layer multiplies: `8` or `same`.
         ranges: range method of activations, or `lapq` to search all steps together by the network's loss.
         loss, budget, checkpoint, cluster: of that search.
+        bias_correction: `none`, `output` or `exact`; None for the pipeline's own.
         skip: node names or op types to leave in float.
         multipoint: further weights of channels with several points, as a part of those below 8 bits.
         multipoint_error: instead, the largest error of a channel's output, as a part of its layer's mean power.
@@ -63,6 +64,7 @@ class Choices:
     budget: str | None = None
     checkpoint: str | None = None
     cluster: str | None = None
+    bias_correction: str | None = None
     skip: tuple[str, ...] = ()
     multipoint: float | None = None
     multipoint_error: float | None = None
@@ -94,6 +96,7 @@ class Choices:
             "budget": self.budget,
             "checkpoint": self.checkpoint,
             "cluster": self.cluster,
+            "correction": self.bias_correction,
             "override": self.override,
             "first_last": self.first_last,
             "elementwise": self.elementwise,
@@ -112,7 +115,8 @@ class Choices:
                 continue
             if name in OF_SEARCH and self.pipeline is None and not self.is_joint:
                 raise UsageError(f"{name} is of the joint search; choose it with --ranges lapq")
-            if name in ("activations", "ranges") and not has_data:
+            if name in ("activations", "ranges", "correction") and not has_data:
+                name = "bias_correction" if name == "correction" else name
                 raise UsageError(f"{name} can only be chosen with calibration data; give some with --calib")
             steps = steps.with_option(name, value)
         return steps

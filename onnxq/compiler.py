@@ -97,6 +97,7 @@ def compile_model(
     multipoint_error: float | None = None,
     multipoint_size: str | None = None,
     cluster: str | None = None,
+    bias_correction: str | None = None,
     multipoint_form: str | None = None,
     skip: Sequence[str] = (),
     form: str | None = None,
@@ -138,6 +139,8 @@ def compile_model(
             `if __name__ == "__main__":`), or the address of a Dask scheduler.
         multipoint_form: `fold` sums points up when the model is loaded, `rows` lets layers compute each and adds up
             their outputs; None for what the target takes.
+        bias_correction: of what quantized weights do to means: output (the default), by the biases; exact, by a point of
+            ones that the channels of a layer below 8 bits share; or none.
         skip: node names or op types to leave in float; * and ? match as in file names.
         form: `qdq` or `integer`; None for the preset's, qdq.
         target: runtime to compile for.
@@ -180,6 +183,7 @@ def compile_model(
         multipoint_error=multipoint_error,
         multipoint_size=multipoint_size,
         cluster=cluster,
+        bias_correction=bias_correction,
         multipoint_form=multipoint_form,
         skip=tuple(skip),
     )

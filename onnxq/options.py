@@ -210,6 +210,14 @@ Elementwise = Annotated[
         panel=QUANTIZATION,
     ),
 ]
+BiasCorrection = Annotated[
+    str | None,
+    option(
+        "What quantized weights do to means: put right in biases, or exactly by a point of ones in each layer (output).",
+        metavar="output|exact|none",
+        panel=QUANTIZATION,
+    ),
+]
 POINTS = "Channels with several points (weights below 8 bits)"
 Multipoint = Annotated[
     float | None,

@@ -30,14 +30,14 @@ class PointRows:
         rows: int8, (channels + further points, ...): the weight's shape with the channel axis first; the coarsest point of each
             channel, then the others.
         places: intp, (channels, points); a channel with fewer points names its first row again, at factor 0.
-        factors: uint8, (channels, points).
+        factors: (channels, points), uint8, or int8 where one is negative.
         axis: channel axis of the weight.
         form: `fold` sums the rows up when the model is loaded, `rows` lets the layer compute each and sums up its outputs.
     """
 
     rows: NDArray[np.int8]
     places: NDArray[np.intp]
-    factors: NDArray[np.uint8]
+    factors: NDArray[np.uint8 | np.int8]
     axis: int
     form: Form = "fold"
 

@@ -1,10 +1,11 @@
-"""Correct the mean of each output channel that quantizing the weights shifts.
+"""Correct what the quantization of weights does to the mean of each output channel, and to the spread of its weights.
 
     E[y_hat] - E[y] = sum_i (w_hat_i - w_i) E[x_i]
 
 is taken out of the bias, with E[x_i] the mean of input channel i over the calibration samples (Nagel et al.,
 Data-Free Quantization, ICCV 2019, section 4.2, with measured instead of assumed means; Finkelstein et al.,
-2019). Zero padding is not looked at.
+2019). Zero padding is not looked at. Where weights have fewer than 8 bits their means can be kept exactly instead, for any
+input: see `onnxq.mean_point`. What that leaves is taken out of the bias as well.
 """
 
 from __future__ import annotations
@@ -13,22 +14,41 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
-from onnxq.bias import corrected_bias, float_bias, set_bias, uncorrectable
+from onnxq.bias import BiasCorrection, corrected_bias, float_bias, set_bias, uncorrectable
 from onnxq.graph import Names, float_values
+from onnxq.mean_point import with_means, with_spread
 from onnxq.pipeline import Context, Pass, PassResult
-from onnxq.program import Program
+from onnxq.program import Program, Unit
+from onnxq.saturation import kernel_kind
+from onnxq.weights import code_limit
+
+BYTE = 8
 
 
 @dataclass(frozen=True)
 class CorrectBias(Pass):
-    """Take the shift of output means that quantized weights cause out of the biases."""
+    """Take the shift of output means that quantized weights cause out of the biases.
+
+    Attributes:
+        correction: `output` means by the bias; `exact` keeps the means of weights below 8 bits first, by a shared point of ones;
+            `none` leaves all as it is.
+        spread: whether the scale of each channel below 8 bits makes up for the spread that its codes have lost or gained.
+    """
 
     name: ClassVar[str] = "correct-bias"
+    correction: BiasCorrection = "output"
+    spread: bool = False
 
     def run(self, program: Program, ctx: Context) -> PassResult:
-        names, tensors = Names(program.graph), program.graph.tensors()
-        nodes = {n.name: n for n in program.graph.nodes}
+        if self.correction == "none" and not self.spread:
+            return PassResult(0)
+        tensors, nodes = program.graph.tensors(), {n.name: n for n in program.graph.nodes}
+        facts = self._change_weights(program, ctx, tensors, nodes)
+        if self.correction == "none":
+            return PassResult(0, facts=facts)
+        names = Names(program.graph)
         corrected, skipped = 0, {}
         for unit in list(program.units.values()):
             if unit.weight is None or not unit.inputs:
@@ -44,4 +64,30 @@ class CorrectBias(Pass):
             group = nodes[unit.name].attrs.get("group", 1)
             set_bias(program, names, nodes, unit, corrected_bias(program, unit, bias, weights, group))
             corrected += 1
-        return PassResult(corrected, skipped)
+        return PassResult(corrected, skipped, facts)
+
+    def _change_weights(
+        self, program: Program, ctx: Context, tensors: dict[str, gs.Tensor], nodes: dict[str, gs.Node]
+    ) -> dict[str, dict[str, str]]:
+        """Keep spreads and means of the weights below 8 bits; the reasons where means are not kept."""
+        readers: dict[str, list[Unit]] = {}
+        for unit in program.units.values():
+            if unit.weight is not None and unit.inputs:
+                readers.setdefault(unit.weight, []).append(unit)
+        left: dict[str, str] = {}
+        for weight, units in readers.items():
+            decision, values = program.plan[weight], float_values(tensors[weight])
+            if decision.scheme.bits >= BYTE or decision.codes is None or decision.points is not None:
+                continue
+            assert values is not None
+            if self.spread:
+                decision = program.plan[weight] = with_spread(decision, values)
+            if self.correction != "exact":
+                continue
+            kind = min(kernel_kind(nodes[u.name]) for u in units)  # Conv, the stricter, before Depthwise
+            found = with_means(decision, values, kind, code_limit(program, units, ctx.target))
+            if isinstance(found, str):
+                left[weight] = found
+            else:
+                program.plan[weight] = found
+        return {"means_not_kept": left} if left else {}

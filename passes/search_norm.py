@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from onnxq.bias import BiasCorrection
 from onnxq.cluster import spread
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
@@ -26,6 +27,7 @@ class SearchNorm(Pass):
     Attributes:
         loss: auto, cross-entropy, kl, mse, cosine or FILE.py:FUNCTION.
         samples: calibration samples to evaluate the loss on, those held back included.
+        correction: of biases, as correct-bias makes it afterwards; `exact` is searched as `output`.
         rounding: of weights below 8 bits: with error `feedback`, as round-weights does, or to the `nearest` code.
         least: smallest p to try at first.
         most: largest p to try at first.
@@ -36,6 +38,7 @@ class SearchNorm(Pass):
     name: ClassVar[str] = "search-norm"
     loss: str = "auto"
     samples: int = 512
+    correction: BiasCorrection = "output"
     rounding: Rounding = "feedback"
     least: float = 1.0
     most: float = 4.0
@@ -46,7 +49,9 @@ class SearchNorm(Pass):
         start = dict(program.plan)
         if all(d.scheme.bits >= 8 for d in start.values()):
             return PassResult(0, {"all tensors": "8 bits leave the norm little to choose"})
-        evaluator = Evaluator(program, ctx, self.loss, self.samples, rounding=self.rounding)
+        evaluator = Evaluator(
+            program, ctx, self.loss, self.samples, rounding=self.rounding, correct=self.correction != "none"
+        )
         done = 0
 
         def at(p: float) -> float:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxq.bias import BiasCorrection
 from onnxq.cluster import spread
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
@@ -31,6 +32,7 @@ class SearchSteps(Pass):
     Attributes:
         loss: auto, cross-entropy, kl, mse, cosine or FILE.py:FUNCTION.
         samples: calibration samples to evaluate the loss on, those held back included.
+        correction: of biases, as correct-bias makes it afterwards; `exact` is searched as `output`.
         rounding: of weights below 8 bits: with error `feedback`, as round-weights does, or to the `nearest` code.
         budget: most evaluations, such as 200, or time, such as 90s or 2m; none for as long as it pays.
         sweeps: most sweeps over all steps.
@@ -42,6 +44,7 @@ class SearchSteps(Pass):
     name: ClassVar[str] = "search-steps"
     loss: str = "auto"
     samples: int = 512
+    correction: BiasCorrection = "output"
     rounding: Rounding = "feedback"
     budget: str | None = None
     sweeps: int = 2
@@ -50,7 +53,9 @@ class SearchSteps(Pass):
     cluster: str | None = None
 
     def run(self, program: Program, ctx: Context) -> PassResult:
-        evaluator = Evaluator(program, ctx, self.loss, self.samples, rounding=self.rounding)
+        evaluator = Evaluator(
+            program, ctx, self.loss, self.samples, rounding=self.rounding, correct=self.correction != "none"
+        )
         chosen = _searched(evaluator)
         with spread(evaluator, self.cluster) as losses:
             result = self._search(_Chosen(losses, len(evaluator.variables), chosen), evaluator, ctx)

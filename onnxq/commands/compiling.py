@@ -33,6 +33,7 @@ def compile_file(
     multipoint_error: float | None = None,
     multipoint_size: str | None = None,
     cluster: str | None = None,
+    bias_correction: str | None = None,
     multipoint_form: str | None = None,
     save_calibration: Path | None = None,
     load_calibration: Path | None = None,
@@ -84,6 +85,7 @@ def compile_file(
         multipoint_error=multipoint_error,
         multipoint_size=multipoint_size,
         cluster=cluster,
+        bias_correction=bias_correction,
         multipoint_form=multipoint_form,
         skip=tuple(skip),
     ).resolve(calibration is not None or load_calibration is not None)
@@ -114,6 +116,7 @@ def compile_file(
         multipoint_error=multipoint_error,
         multipoint_size=multipoint_size,
         cluster=cluster,
+        bias_correction=bias_correction,
         multipoint_form=multipoint_form,
         skip=skip,
         form=form,
