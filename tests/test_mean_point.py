@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import onnxq
 from onnxq.affine import dequantize
 from onnxq.mean_point import with_means, with_spread
+from onnxq.model.session import make_session, optimized_model
 from onnxq.program import QuantDecision
 from onnxq.quantizers import weight_params
+from onnxq.reference.run import Reference
 from onnxq.saturation import excess
 from onnxq.scheme import QuantScheme
 from onnxq.weights import safe_codes
@@ -79,3 +83,26 @@ def test_spreads_are_kept(granularity: str) -> None:
     alive = coded.any(axis=1)
     assert alive.sum() >= 4
     np.testing.assert_allclose(coded.std(axis=1)[alive], weights.std(axis=1)[alive], rtol=1e-5)  # float32
+
+
+def test_deployed(models_dir: Path) -> None:
+    """The point folds into the codes of the same kernels, which the integer reference computes with and without 16-bit pairs."""
+    plain, exact = (
+        onnxq.compile_model(
+            models_dir / "digits_cnn.onnx",
+            models_dir / "digits_calib.npz",
+            bits="w3a8",
+            bias_correction=correction,
+            samples=32,
+            threads=1,
+            speed=False,
+        ).model
+        for correction in ("output", "exact")
+    )
+    kernels = [[n.op_type for n in optimized_model(m).graph.node] for m in (plain, exact)]
+    assert kernels[0] == kernels[1]
+    with np.load(models_dir / "digits_test.npz") as file:
+        feeds = {"image": file["image"][:8]}
+    (found,) = make_session(exact, threads=1).run(None, feeds)
+    for arithmetic in (Reference(exact), Reference(exact).using("avx2")):
+        np.testing.assert_array_equal(arithmetic.run(feeds)["logits"], found)
