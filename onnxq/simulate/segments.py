@@ -60,7 +60,8 @@ def cut_into_segments(model: ModelProto, anchors: Sequence[str], most: int) -> t
         cuts = [cuts[i * len(cuts) // (most - 1)] for i in range(most - 1)] if most > 1 else []
     ends = [0, *cuts, len(plain)]
     return tuple(
-        _segment(model, plain[a:b], decoders, _live(spans, a), _live(spans, b)) for a, b in pairwise(ends)
+        _segment(model, plain[a:b], decoders, _live(spans, a), _live(spans, b) if b < len(plain) else ())
+        for a, b in pairwise(ends)
     )
 
 

@@ -13,6 +13,7 @@ from onnxq.data import input_specs, open_data
 from onnxq.model.prepare import prepare
 from onnxq.pipeline import Context, Pipeline
 from onnxq.program import Program
+from onnxq.simulate import Evaluator
 from onnxq.simulate.emitted import emit
 from onnxq.simulate.variables import Steps
 from onnxq.target import find_target
@@ -77,3 +78,26 @@ def test_where_an_activation_saturates_moves_with_the_step(factor: float, target
     ]
     assert [int(v) for v in limits] == [min(255, round(255 / factor))]
     assert replace(program.plan["r"]) is not plan["r"]
+
+
+def test_an_output_that_is_dequantized_is_written() -> None:
+    """Pooling writes codes, and the output of the network is their values: it belongs to the last segment."""
+    model = parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 21]> g (float[N, 8, 6, 6] x) => (float[N, 8, 1, 1] y)
+        { c = Conv (x, w)  r = Relu (c)  d = Conv (r, w)  e = Relu (d)  y = GlobalAveragePool (e) }"""
+    )
+    rng = np.random.default_rng(3)
+    weights = rng.normal(size=(8, 8, 3, 3)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weights, "w"))
+    model = prepare(model, 21)[0]
+    data = open_data({"x": rng.normal(size=(64, 8, 6, 6)).astype(np.float32)}, input_specs(model))
+    ctx = Context(data=data, samples=64, threads=1)
+    program = Program.from_model(model)
+    Pipeline.parse("annotate calibrate choose-ranges quantize-weights").run(program, ctx)
+    assert "y" in program.plan
+    evaluator = Evaluator(program, ctx, "mse", 64)
+    found = evaluator.evaluate_plan(program.plan)
+    Pipeline.parse("correct-bias emit-qdq").run(program, ctx)
+    assert found == pytest.approx(
+        evaluator.deployed_loss(program.to_model()), rel=1e-6
+    )  # order of float sums
