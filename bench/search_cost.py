@@ -42,8 +42,8 @@ PLAN = "annotate:weights=int4:tensor,activations=uint4 calibrate:ranges=mse choo
 MODELS = {
     "cifar10_resnet20": 512,
     "cifar10_resnet56": 128,
-    "imagenet_mobilenetv1_025": 64,
-    "imagenet_squeezenet1_1": 32,
+    "imagenet_mobilenetv1_025": 256,
+    "imagenet_squeezenet1_1": 96,
     "kws_dscnn": 512,
 }
 ROUNDS = 3
