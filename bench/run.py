@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 
 SCRIPTS = (
-    *("int8.py", "low_bits.py", "multipoint.py", "exactness.py", "weight_only.py", "portable.py", "streaming.py"),
+    *(
+        "int8.py",
+        "low_bits.py",
+        "multipoint.py",
+        "exactness.py",
+        "weight_only.py",
+        "portable.py",
+        "streaming.py",
+    ),
     *("memory.py", "saturation.py", "backend.py"),
 )
 
