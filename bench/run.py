@@ -7,16 +7,8 @@ import sys
 from pathlib import Path
 
 SCRIPTS = (
-    *(
-        "int8.py",
-        "low_bits.py",
-        "multipoint.py",
-        "exactness.py",
-        "weight_only.py",
-        "portable.py",
-        "streaming.py",
-    ),
-    *("memory.py", "saturation.py", "backend.py"),
+    *("int8.py", "low_bits.py", "lapq.py", "multipoint.py", "exactness.py", "weight_only.py", "portable.py"),
+    *("streaming.py", "memory.py", "saturation.py", "backend.py", "cluster.py", "decomposition.py"),
 )
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
+import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxq.graph import float_values
+from onnxq.affine import dequantize
+from onnxq.graph import Names, constant, float_values, set_input
 from onnxq.program import Program, Unit
 
 LARGEST_CODE = 2.0**30  # half of int32, which leaves room for the products
@@ -57,3 +60,59 @@ def output_shift(
     per_group = means.reshape(group, -1)[np.arange(len(taps)) * group // len(taps)]
     shift: NDArray[np.float64] = np.einsum("oc,oc->o", taps, per_group)
     return shift
+
+
+def uncorrectable(unit: Unit, program: Program) -> str | None:
+    """Why the bias of a unit with a weight cannot take what the weight's quantization shifts; None where it can."""
+    if program.sides == "activations":
+        return "its weights stay float"
+    statistics = program.statistics.get(unit.inputs[0])
+    if statistics is None or statistics.channels is None:
+        return "no channel means of its input were gathered"
+    decision = program.plan[unit.weight or ""]
+    if decision.codes is None or decision.params is None:
+        return "its weights have no codes yet"
+    return "it has no bias to correct" if unit.kind == "MatMul" and unit.bias is None else None
+
+
+def corrected_bias(
+    program: Program, unit: Unit, bias: NDArray[np.float32], weights: NDArray[np.float32], group: int
+) -> NDArray[np.float32]:
+    """A bias (C,) less what the quantization of the weights shifts the means of the outputs by.
+
+    Args:
+        program: with the codes of the weights and the channel means of the unit's input.
+        unit: one for which `uncorrectable` knows no reason.
+        bias: before.
+        weights: before quantization, in the operator's layout.
+        group: of a convolution.
+    """
+    decision, statistics = program.plan[unit.weight or ""], program.statistics[unit.inputs[0]]
+    assert decision.codes is not None
+    assert decision.params is not None
+    assert statistics.channels is not None
+    error = dequantize(decision.codes, decision.params) - weights
+    shifted: NDArray[np.float32] = (bias - output_shift(error, statistics.channels.mean, unit, group)).astype(
+        np.float32
+    )
+    return shifted
+
+
+def float_bias(unit: Unit, tensors: Mapping[str, gs.Tensor]) -> NDArray[np.float32] | None:
+    """The bias (C,) that a unit has before quantization, None when it has none."""
+    values = None if unit.bias is None else float_values(tensors[unit.bias])
+    return None if values is None else values.ravel()
+
+
+def set_bias(
+    program: Program, names: Names, nodes: Mapping[str, gs.Node], unit: Unit, bias: NDArray[np.float32]
+) -> None:
+    """Give a unit an initializer of its own as bias (C,)."""
+    new = constant(names, f"{unit.name}_bias", bias)
+    holder = nodes[unit.nodes[1]] if unit.kind == "MatMul" else nodes[unit.name]
+    if unit.bias is None:
+        set_input(holder, 2, new)
+    else:
+        place = next(i for i, t in enumerate(holder.inputs) if t.name == unit.bias)
+        holder.inputs[place] = new
+    program.units[unit.name] = replace(unit, bias=new.name)

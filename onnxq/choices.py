@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from onnxq.cluster import Cluster
 from onnxq.errors import UsageError
 from onnxq.pipeline import Pipeline
 from onnxq.precision import Bits, override_bits
@@ -18,6 +19,7 @@ from onnxq.target import Target, find_target
 
 FLOAT, LAPQ = "float", "lapq"
 DEFAULT = "int8"
+OF_SEARCH = ("loss", "budget", "checkpoint", "cluster")
 BLOCK = 32
 PER_CHANNEL = QuantScheme.parse("int8:channel")
 
@@ -38,7 +40,7 @@ class Choices:
         first_last: width of the first and last layers: `same`, `8` or `float`.
         elementwise: width of activations that no layer multiplies: `8` or `same`.
         ranges: range method of activations, or `lapq` to search all steps together by the network's loss.
-        loss, budget, checkpoint: of that search.
+        loss, budget, checkpoint, cluster: of that search.
         skip: node names or op types to leave in float.
         multipoint: further weights of channels with several points, as a part of those below 8 bits.
         multipoint_error: instead, the largest error of a channel's output, as a part of its layer's mean power.
@@ -60,6 +62,7 @@ class Choices:
     loss: str | None = None
     budget: str | None = None
     checkpoint: str | None = None
+    cluster: str | None = None
     skip: tuple[str, ...] = ()
     multipoint: float | None = None
     multipoint_error: float | None = None
@@ -90,6 +93,7 @@ class Choices:
             "loss": self.loss,
             "budget": self.budget,
             "checkpoint": self.checkpoint,
+            "cluster": self.cluster,
             "override": self.override,
             "first_last": self.first_last,
             "elementwise": self.elementwise,
@@ -101,10 +105,12 @@ class Choices:
         }
         if self.ranges is not None and not self.is_joint and self.ranges != "auto":
             parse_quantizer(self.ranges)
+        if self.cluster is not None:
+            Cluster.parse(self.cluster)
         for name, value in given.items():
             if value is None or value == ():
                 continue
-            if name in ("loss", "budget", "checkpoint") and self.pipeline is None and not self.is_joint:
+            if name in OF_SEARCH and self.pipeline is None and not self.is_joint:
                 raise UsageError(f"{name} is of the joint search; choose it with --ranges lapq")
             if name in ("activations", "ranges") and not has_data:
                 raise UsageError(f"{name} can only be chosen with calibration data; give some with --calib")
@@ -146,7 +152,7 @@ class Choices:
             return Pipeline.parse(text)
         if self.is_joint:
             raise UsageError(
-                "a pipeline names its own search: write search-norm search-steps behind quantize-weights"
+                "a pipeline names its own search: write search-norm search-steps in front of correct-bias"
             )
         if self.preset is not None:
             raise UsageError("give a preset or a pipeline, not both")

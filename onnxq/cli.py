@@ -26,6 +26,7 @@ from onnxq.options import (
     CalibImages,
     CalibSamples,
     CheckpointFile,
+    Cluster,
     Config,
     Data,
     Debug,
@@ -48,11 +49,13 @@ from onnxq.options import (
     MultipointSize,
     Output,
     Override,
+    Page,
     Passes,
     Preset,
     Provider,
     Ranges,
     ReportFile,
+    Run,
     Samples,
     SaveCalibration,
     SearchBudget,
@@ -100,6 +103,7 @@ def compile_command(
     loss: Loss = None,
     search_budget: SearchBudget = None,
     checkpoint: CheckpointFile = None,
+    cluster: Cluster = None,
     save_calibration: SaveCalibration = None,
     load_calibration: LoadCalibration = None,
     preset: Preset = None,
@@ -145,6 +149,7 @@ def compile_command(
             multipoint=multipoint,
             multipoint_error=multipoint_error,
             multipoint_size=multipoint_size,
+            cluster=cluster,
             multipoint_form=multipoint_form,
             save_calibration=save_calibration,
             load_calibration=load_calibration,
@@ -360,6 +365,22 @@ def passes_command(as_json: Json = False, debug: Debug = False) -> None:
     out.print(pass_table(result))
     for name, text in result["presets"].items():
         out.print(f"\n[bold]preset {escape(name)}[/bold]\n  {escape(text)}", soft_wrap=True)
+
+
+@app.command(
+    "report",
+    short_help="Show a compile as one HTML page.",
+    epilog="Example: onnxq compile m.onnx -o q.onnx --calib s.npz --report run.json && onnxq report run.json -o run.html",
+)
+def report_command(run: Run, output: Page, debug: Debug = False) -> None:
+    """Write what RUN holds as a page with tables and plots.
+
+    The page needs no network and no other file.
+    """
+    from onnxq.commands.reporting import report_file
+
+    report_file(run, output)
+    out.print(f"[bold]{escape(str(output))}[/bold]", soft_wrap=True)
 
 
 @app.callback(invoke_without_command=True)

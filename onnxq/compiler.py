@@ -96,6 +96,7 @@ def compile_model(
     multipoint: float | None = None,
     multipoint_error: float | None = None,
     multipoint_size: str | None = None,
+    cluster: str | None = None,
     multipoint_form: str | None = None,
     skip: Sequence[str] = (),
     form: str | None = None,
@@ -133,6 +134,8 @@ def compile_model(
         multipoint: give the channels that hurt most further points: this part more weights, e.g. 0.05.
         multipoint_error: instead, as many as bring the error of each channel's output below this part of its layer's power.
         multipoint_size: instead, as many as a file of this size holds, e.g. 400KB.
+        cluster: where it evaluates the loss: local:N for N workers here (a script that asks for them needs the usual
+            `if __name__ == "__main__":`), or the address of a Dask scheduler.
         multipoint_form: `fold` sums points up when the model is loaded, `rows` lets layers compute each and adds up
             their outputs; None for what the target takes.
         skip: node names or op types to leave in float; * and ? match as in file names.
@@ -142,7 +145,7 @@ def compile_model(
         load_calibration, save_calibration: a table of statistics to start from, and where to keep the one made.
         seed: of every random choice.
         threads: intra-op threads of sessions, 0 for onnxruntime's default.
-        provider: onnxruntime execution provider for calibration and checks.
+        provider: onnxruntime execution provider for calibration, search and checks.
         speed: whether to time the result against float.
         scratch: directory for a temporary file that takes the results of a model whose weights are too many for memory; None for
             that of `output`, or the system's.
@@ -176,6 +179,7 @@ def compile_model(
         multipoint=multipoint,
         multipoint_error=multipoint_error,
         multipoint_size=multipoint_size,
+        cluster=cluster,
         multipoint_form=multipoint_form,
         skip=tuple(skip),
     )
@@ -196,7 +200,7 @@ def compile_model(
         table = _table(job, samples)
         compiled = job.program.to_model()
         slim(compiled, job.original, job.prepared)
-        stamp(compiled, str(steps), seed, table)
+        stamp(compiled, str(_reproducible(steps)), seed, table)
     with clock.stage("verify"):
         deployed = {name: measure(compiled) for name, measure in job.program.deployed.items()}
         progress("verifying", 0, None)
@@ -239,6 +243,11 @@ def _too_large(limit: str | None, size: int) -> list[str]:
     if limit is None or size <= parse_bytes(limit):
         return []
     return [f"the file takes {size:,} bytes, more than multipoint-size={limit}"]
+
+
+def _reproducible(steps: Pipeline) -> Pipeline:
+    """The pipeline without what has no influence on the result: where a search ran and kept its state."""
+    return steps.with_option("cluster", None, needed=False).with_option("checkpoint", None, needed=False)
 
 
 def _megabytes(progress: Progress) -> Callable[[int, int], None]:

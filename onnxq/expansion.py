@@ -19,7 +19,7 @@ from onnxq.graph import constant
 from onnxq.point_rows import PointRows
 
 if TYPE_CHECKING:
-    from onnxq.emission import Borders
+    from onnxq.borders import Borders
 
 MULTIPLE = 8
 FLOAT = np.dtype(np.float32)

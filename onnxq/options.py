@@ -97,7 +97,12 @@ Config = Annotated[
     ),
 ]
 Output = Annotated[Path, option("Where to write the quantized model.", "-o", "--output", metavar="OUT")]
-ReportFile = Annotated[Path | None, option("Write all that was done and measured as JSON.", metavar="FILE")]
+ReportFile = Annotated[
+    Path | None,
+    option("Write all that was done and measured: a page if FILE ends in .html, else JSON.", metavar="FILE"),
+]
+Run = Annotated[Path, model("What `compile --report RUN.json` wrote.", "RUN")]
+Page = Annotated[Path, option("Where to write the page.", "-o", "--output", metavar="PAGE")]
 
 Calib = Annotated[str | None, option("Calibration samples, see below.", metavar="SRC", panel=CALIBRATION)]
 CalibSamples = Annotated[
@@ -133,6 +138,14 @@ CheckpointFile = Annotated[
         "Keep the state of the search in a file, and go on from it.",
         "--checkpoint",
         metavar="FILE",
+        panel=SEARCH,
+    ),
+]
+Cluster = Annotated[
+    str | None,
+    option(
+        "Evaluate the loss on N workers here, local:N, or those of a Dask scheduler, tcp://HOST:PORT.",
+        metavar="WHERE",
         panel=SEARCH,
     ),
 ]

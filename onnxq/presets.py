@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from onnxq.errors import UsageError, unknown
 
 GRAPH = "fold-constants fold-batchnorm fold-pad"
@@ -22,8 +20,7 @@ PRESETS = {
 }
 WITHOUT_DATA = {"int8": "int8-dynamic", "int8-accurate": "int8-dynamic"}
 WEIGHT_ONLY = "weight-only"
-WEIGHTS, JOINT = "quantize-weights", "search-norm search-steps"
-ROUND, POINTS = "round-weights", "multipoint"
+BIAS, JOINT, POINTS = "correct-bias", "search-norm search-steps", "multipoint"
 EMITTERS = {"qdq": "emit-qdq", "integer": "emit-integer"}
 
 
@@ -47,15 +44,15 @@ def preset_pipeline(
         raise unknown("format", form, EMITTERS)
     chosen = name if data else WITHOUT_DATA.get(name, name)
     text = PRESETS[chosen]
-    if joint and WEIGHTS not in text.split():
+    if joint and BIAS not in text.split():
         raise UsageError(f"preset {chosen!r} has no steps of activations to search (ranges=lapq)")
-    if joint:
-        words = text.replace(f" {WEIGHTS} ", f" {WEIGHTS} {JOINT} ").split()
-        text = " ".join("calibrate:ranges=mse" if word == "calibrate" else word for word in words)
-    if points and ROUND not in text:
+    if points and BIAS not in text.split():
         raise UsageError(f"preset {chosen!r} has no integer layers whose channels could have further points")
+    if joint:
+        words = text.replace(f" {BIAS} ", f" {JOINT} {BIAS} ").split()
+        text = " ".join("calibrate:ranges=mse" if word == "calibrate" else word for word in words)
     if points:
-        text = re.sub(rf" ({ROUND}\S*) ", rf" \1 {POINTS} ", text)
+        text = text.replace(f" {BIAS} ", f" {POINTS} {BIAS} ")
     if form is None:
         return text
     if "emit-" not in text:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -95,6 +95,9 @@ class QuantDecision:
     points: PointRows | None = None
 
 
+Sides = Literal["both", "weights", "activations"]
+
+
 @dataclass
 class Program:
     """A model on its way through the pipeline.
@@ -107,6 +110,7 @@ class Program:
         floats: reason of each node that stays float, by node name; a pass may write one before annotate runs to keep a node out.
         stored: nodes whose weights are stored as codes but computed in float, by node name, with the reason.
         spool: takes large initializers as passes make them, where the model's own weights stay on disk too.
+        sides: what is written as codes; the other side keeps its float values, though it has a plan.
         statistics: of activations, filled by calibration; a pass with its own puts its name and a slash before the tensor's.
         deployed: losses to evaluate on the emitted model, by the name of the pass that asks for it.
     """
@@ -120,6 +124,7 @@ class Program:
     statistics: dict[str, TensorStatistics] = field(default_factory=dict)
     deployed: dict[str, Callable[[onnx.ModelProto], float]] = field(default_factory=dict)
     spool: Spool | None = None
+    sides: Sides = "both"
 
     @classmethod
     def from_model(cls, model: onnx.ModelProto) -> Program:

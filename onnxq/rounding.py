@@ -25,6 +25,67 @@ DAMP = 0.01  # d, as a part of the mean of the diagonal
 BLOCK = 64  # columns whose updates of the later ones are put together
 
 
+class Feedback:
+    """Error feedback by one set of moments, for any scales.
+
+    Attributes:
+        order: columns, largest moments first, (groups, K).
+        upper: U of the moments in that order, (groups, K, K).
+    """
+
+    def __init__(self, moment: Floats) -> None:
+        """E[x x^T] of each group, (groups, K, K)."""
+        self.order = np.argsort(-np.einsum("gkk->gk", moment), axis=1, kind="stable")
+        rows = np.take_along_axis(moment, self.order[:, :, None], 1)
+        self.upper = _inverse_factor(np.take_along_axis(rows, self.order[:, None], 2))
+
+    def round(
+        self,
+        rows: Rows,
+        scale: Rows,
+        partners: NDArray[np.intp],
+        limit: int,
+        ends: tuple[int | Rows, int | Rows],
+    ) -> Rows:
+        """Codes of rows of weights.
+
+        Args:
+            rows: (groups, rows, K), in the kernel's order.
+            scale: (groups, rows).
+            partners: neighbours of each place, (orders, K); K for none; see `onnxq.saturation.partners`.
+            limit: largest sum of two neighbouring codes of one sign; 0 for none.
+            ends: smallest and largest code, () or (groups, rows).
+
+        Returns:
+            Whole numbers, the shape of rows.
+        """
+        order, upper = self.order, self.upper
+        groups, count, size = rows.shape
+        work = (
+            np.take_along_axis(rows, order[:, None], 2).transpose(0, 2, 1) / scale[:, None]
+        )  # (groups, K, rows)
+        codes = np.zeros((groups, size + 1, count))  # the last place is the neighbour of those that have none
+        beside = _places(order, partners)
+        group = np.arange(groups)
+        least, most = ends
+        low, high = least, most
+        for start in range(0, size, BLOCK):
+            stop = min(start + BLOCK, size)
+            errors = np.empty((groups, stop - start, count))
+            for j in range(start, stop):
+                if limit and len(beside):
+                    known = codes[group, beside[:, :, j]]  # (orders, groups, rows)
+                    high = np.minimum(limit - known.max(axis=0).clip(min=0), most)
+                    low = np.maximum(-limit - known.min(axis=0).clip(max=0), least)
+                codes[:, j] = np.clip(np.rint(work[:, j]), low, high)
+                errors[:, j - start] = (work[:, j] - codes[:, j]) / upper[:, j, j, None]
+                work[:, j + 1 : stop] -= upper[:, j, j + 1 : stop, None] * errors[:, j - start, None]
+            work[:, stop:] -= upper[:, start:stop, stop:].transpose(0, 2, 1) @ errors
+        found = np.empty_like(rows)
+        np.put_along_axis(found, order[:, None], codes[:, :size].transpose(0, 2, 1), 2)
+        return found
+
+
 def feed_back(
     rows: Rows,
     scale: Rows,
@@ -33,47 +94,8 @@ def feed_back(
     limit: int,
     ends: tuple[int | Rows, int | Rows],
 ) -> Rows:
-    """Codes of rows of weights.
-
-    Args:
-        rows: (groups, rows, K), in the kernel's order.
-        scale: (groups, rows).
-        moment: E[x x^T] of each group, (groups, K, K).
-        partners: neighbours of each place, (orders, K); K for none; see `onnxq.saturation.partners`.
-        limit: largest sum of two neighbouring codes of one sign; 0 for none.
-        ends: smallest and largest code, () or (groups, rows).
-
-    Returns:
-        Whole numbers, the shape of rows.
-    """
-    groups, count, size = rows.shape
-    order = np.argsort(-np.einsum("gkk->gk", moment), axis=1, kind="stable")  # (groups, K)
-    upper = _inverse_factor(
-        np.take_along_axis(np.take_along_axis(moment, order[:, :, None], 1), order[:, None], 2)
-    )
-    work = (
-        np.take_along_axis(rows, order[:, None], 2).transpose(0, 2, 1) / scale[:, None]
-    )  # (groups, K, rows)
-    codes = np.zeros((groups, size + 1, count))  # the last place is the neighbour of those that have none
-    beside = _places(order, partners)
-    group = np.arange(groups)
-    least, most = ends
-    low, high = least, most
-    for start in range(0, size, BLOCK):
-        stop = min(start + BLOCK, size)
-        errors = np.empty((groups, stop - start, count))
-        for j in range(start, stop):
-            if limit and len(beside):
-                known = codes[group, beside[:, :, j]]  # (orders, groups, rows)
-                high = np.minimum(limit - known.max(axis=0).clip(min=0), most)
-                low = np.maximum(-limit - known.min(axis=0).clip(max=0), least)
-            codes[:, j] = np.clip(np.rint(work[:, j]), low, high)
-            errors[:, j - start] = (work[:, j] - codes[:, j]) / upper[:, j, j, None]
-            work[:, j + 1 : stop] -= upper[:, j, j + 1 : stop, None] * errors[:, j - start, None]
-        work[:, stop:] -= upper[:, start:stop, stop:].transpose(0, 2, 1) @ errors
-    found = np.empty_like(rows)
-    np.put_along_axis(found, order[:, None], codes[:, :size].transpose(0, 2, 1), 2)
-    return found
+    """Codes of rows of weights by E[x x^T] of each group, (groups, K, K); see `Feedback.round`."""
+    return Feedback(moment).round(rows, scale, partners, limit, ends)
 
 
 def cut_pairs(codes: NDArray[Number], partners: NDArray[np.intp], limit: int) -> NDArray[Number]:

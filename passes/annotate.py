@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.placement import Placement
 from onnxq.precision import BYTE, Bits, Ends, Layer, layer_bits, override_bits
-from onnxq.program import Program, QuantDecision, Unit
+from onnxq.program import Program, QuantDecision, Sides, Unit
 from onnxq.scheme import QuantScheme
 from onnxq.selection import inside_bodies, skipped_nodes
 from onnxq.target import Target
@@ -29,6 +29,7 @@ class Annotate(Pass):
         override: exceptions, GLOB=BITS or GLOB=float by node name or op type, e.g. layer1.*=w8a8.
         first_last: the first and last layers get at least `8` bits, the `same` as the others, or stay `float`.
         elementwise: activations that only additions, concatenations or pooling read get `8` bits, or the `same` as the others.
+        sides: what is quantized: `both`, or only the `weights` or the `activations`, to see what each of them costs.
         skip: node names or op types to leave in float; * and ? match as in file names.
         products: which matrix products run in integers: those with `weights`, or `all`, with products of two activations too; the
             default takes those only where both operands are codes anyway.
@@ -41,6 +42,7 @@ class Annotate(Pass):
     override: tuple[str, ...] = ()
     first_last: Ends = "8"
     elementwise: Literal["8", "same"] = "8"
+    sides: Sides = "both"
     skip: tuple[str, ...] = ()
     products: Literal["weights", "all"] = "weights"
     small: int = 2048
@@ -59,6 +61,7 @@ class Annotate(Pass):
         skipped = program.floats | floats | skipped_nodes(program, self.skip)
         placed = Placement(program.graph, ctx.target, skipped, self.products == "all", self.small).place()
         program.units = _in_order(program, placed.units)
+        program.sides = self.sides
         program.floats = placed.floats | inside_bodies(program.graph, _compute_ops(ctx.target))
         self._fill_plan(program, placed, layers, activations)
         return PassResult(len(program.units), dict(program.floats), {"bits": _facts(program, layers)})

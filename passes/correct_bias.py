@@ -9,17 +9,15 @@ Data-Free Quantization, ICCV 2019, section 4.2, with measured instead of assumed
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
-from onnxq.affine import dequantize
-from onnxq.bias import output_shift
-from onnxq.graph import Names, constant, float_values, set_input
+from onnxq.bias import corrected_bias, float_bias, set_bias, uncorrectable
+from onnxq.graph import Names, float_values
 from onnxq.pipeline import Context, Pass, PassResult
-from onnxq.program import Program, Unit
+from onnxq.program import Program
 
 
 @dataclass(frozen=True)
@@ -35,38 +33,15 @@ class CorrectBias(Pass):
         for unit in list(program.units.values()):
             if unit.weight is None or not unit.inputs:
                 continue
-            reason = _correct(program, names, tensors, nodes, unit)
-            if reason is None:
-                corrected += 1
-            else:
+            reason = uncorrectable(unit, program)
+            if reason is not None:
                 skipped[unit.name] = reason
+                continue
+            weights, bias = float_values(tensors[unit.weight]), float_bias(unit, tensors)
+            assert weights is not None
+            if bias is None:
+                bias = np.zeros(weights.shape[unit.channel_axis], np.float32)
+            group = nodes[unit.name].attrs.get("group", 1)
+            set_bias(program, names, nodes, unit, corrected_bias(program, unit, bias, weights, group))
+            corrected += 1
         return PassResult(corrected, skipped)
-
-
-def _correct(
-    program: Program, names: Names, tensors: dict[str, gs.Tensor], nodes: dict[str, gs.Node], unit: Unit
-) -> str | None:
-    """Correct one unit; the reason when it is left."""
-    assert unit.weight is not None
-    statistics, decision = program.statistics.get(unit.inputs[0]), program.plan[unit.weight]
-    if statistics is None or statistics.channels is None:
-        return "no channel means of its input were gathered"
-    if decision.codes is None or decision.params is None:
-        return "its weights have no codes yet"
-    if unit.kind == "MatMul" and unit.bias is None:
-        return "it has no bias to correct"
-    weights = float_values(tensors[unit.weight])
-    assert weights is not None
-    error = dequantize(decision.codes, decision.params) - weights
-    shift = output_shift(error, statistics.channels.mean, unit, nodes[unit.name].attrs.get("group", 1))
-    old = float_values(tensors[unit.bias]) if unit.bias is not None else None
-    bias = -shift if old is None else old.ravel() - shift
-    new = constant(names, f"{unit.name}_bias", bias.astype(np.float32))
-    holder = nodes[unit.nodes[1]] if unit.kind == "MatMul" else nodes[unit.name]
-    if unit.bias is None:
-        set_input(holder, 2, new)
-    else:
-        place = next(i for i, t in enumerate(holder.inputs) if t.name == unit.bias)
-        holder.inputs[place] = new
-    program.units[unit.name] = replace(unit, bias=new.name)
-    return None

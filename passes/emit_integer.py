@@ -16,20 +16,20 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.bias import bias_params
+from onnxq.borders import ALL, FLOAT, Borders
 from onnxq.emission import (
-    FLOAT,
-    Borders,
     activation,
-    code_bounds,
+    bounds_of,
     drop_unit_dilations,
     guard_floats,
-    is_saturation,
     look_up_codes,
     move_codes,
     surround,
 )
+from onnxq.errors import UsageError
 from onnxq.expansion import is_expanded
 from onnxq.graph import constant, rank, remove_node
+from onnxq.measure.tensors import tensor_rows
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, Unit
 
@@ -44,6 +44,9 @@ class EmitInteger(Pass):
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         ctx.target.check_integer_form()
+        if program.sides != "both":
+            raise UsageError(f"only {program.sides} are quantized, which takes the format qdq")
+        tensors = tensor_rows(program)
         borders, kept = Borders(program, ctx.target), {}
         nodes = {n.name: n for n in program.graph.nodes}
         for unit in list(program.units.values()):
@@ -59,7 +62,7 @@ class EmitInteger(Pass):
                 WRITERS[unit.kind](_Kernel(borders, unit, nodes))
         guard_floats(borders)
         borders.finish()
-        return PassResult(len(program.units) - len(kept), kept)
+        return PassResult(len(program.units) - len(kept), kept, {"tensors": tensors})
 
 
 def _refusal(borders: Borders, unit: Unit) -> str | None:
@@ -122,9 +125,8 @@ class _Kernel:
         after = activation(self.unit, self.nodes)
         if not self.is_coded:
             return last if after is None else self._in_front_of(after, last)
-        params, bounds = borders.program.params(output), None
+        bounds = ALL if after is None else bounds_of(after)
         if after is not None:
-            bounds = None if is_saturation(after, params) else code_bounds(after, params)
             remove_node(borders.graph, after)
         limits = borders.limits(output, bounds)
         if limits is None:

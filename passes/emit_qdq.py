@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxq.emission import write_qdq
+from onnxq.measure.tensors import tensor_rows
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
 
@@ -22,5 +23,6 @@ class EmitQDQ(Pass):
     name: ClassVar[str] = "emit-qdq"
 
     def run(self, program: Program, ctx: Context) -> PassResult:
+        tensors = tensor_rows(program)
         write_qdq(program, ctx.target)
-        return PassResult(len(program.units))
+        return PassResult(len(program.units), facts={"tensors": tensors})

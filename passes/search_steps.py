@@ -14,11 +14,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxq.cluster import spread
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
-from onnxq.search import Budget, Checkpoint, Progress, Rules, estimate, minimize
-from onnxq.search.objective import Part
-from onnxq.simulate import Evaluator
+from onnxq.search import Budget, Checkpoint, Progress, Result, Rules, estimate, minimize
+from onnxq.search.objective import Objective, Part
+from onnxq.simulate import Evaluator, Rounding
 
 Vector = NDArray[np.float64]
 
@@ -30,37 +31,30 @@ class SearchSteps(Pass):
     Attributes:
         loss: auto, cross-entropy, kl, mse, cosine or FILE.py:FUNCTION.
         samples: calibration samples to evaluate the loss on, those held back included.
+        rounding: of weights below 8 bits: with error `feedback`, as round-weights does, or to the `nearest` code.
         budget: most evaluations, such as 200, or time, such as 90s or 2m; none for as long as it pays.
         sweeps: most sweeps over all steps.
         hold: check each `step`, each `sweep` or nothing (`none`) on the samples held back.
         checkpoint: file that keeps the state of the search, to go on from.
+        cluster: local:N or the address of a Dask scheduler, to evaluate the loss there.
     """
 
     name: ClassVar[str] = "search-steps"
     loss: str = "auto"
     samples: int = 512
+    rounding: Rounding = "feedback"
     budget: str | None = None
     sweeps: int = 2
     hold: Literal["step", "sweep", "none"] = "step"
     checkpoint: str | None = None
+    cluster: str | None = None
 
     def run(self, program: Program, ctx: Context) -> PassResult:
-        evaluator = Evaluator(program, ctx, self.loss, self.samples)
+        evaluator = Evaluator(program, ctx, self.loss, self.samples, rounding=self.rounding)
         chosen = _searched(evaluator)
-        objective = _Chosen(evaluator, chosen)
-        rules = Rules(sweeps=self.sweeps, hold=self.hold)
-        expected = estimate(objective, len(chosen), rules)
-        ctx.progress(f"joint search of {len(chosen)} steps, about {expected:.0f} evaluations", 0, None)
-        result = minimize(
-            objective,
-            len(chosen),
-            rules,
-            None if self.budget is None else Budget.parse(self.budget),
-            checkpoint=self._checkpoint(evaluator, chosen, ctx),
-            progress=lambda p: _show(ctx, p),
-        )
-        point = objective.full(result.point)
-        evaluator.apply(point)
+        with spread(evaluator, self.cluster) as losses:
+            result = self._search(_Chosen(losses, len(evaluator.variables), chosen), evaluator, ctx)
+        evaluator.apply(_full(result.point, len(evaluator.variables), chosen))
         program.deployed["search-steps"] = evaluator.deployed_loss
         names = [evaluator.variables[i].name for i in chosen]
         facts: dict[str, Any] = {
@@ -78,6 +72,19 @@ class SearchSteps(Pass):
             "factors": dict(zip(names, np.exp(result.point).tolist(), strict=True)),
         }
         return PassResult(int(np.count_nonzero(result.point)), facts={"lapq": facts})
+
+    def _search(self, objective: _Chosen, evaluator: Evaluator, ctx: Context) -> Result:
+        count, rules = len(objective.chosen), Rules(sweeps=self.sweeps, hold=self.hold)
+        expected = estimate(objective, count, rules)
+        ctx.progress(f"joint search of {count} steps, about {expected:.0f} evaluations", 0, None)
+        return minimize(
+            objective,
+            count,
+            rules,
+            None if self.budget is None else Budget.parse(self.budget),
+            checkpoint=self._checkpoint(evaluator, objective.chosen, ctx),
+            progress=lambda p: _show(ctx, p),
+        )
 
     def _checkpoint(self, evaluator: Evaluator, chosen: list[int], ctx: Context) -> Checkpoint | None:
         if self.checkpoint is None:
@@ -101,26 +108,28 @@ def _searched(evaluator: Evaluator) -> list[int]:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """The evaluator over some of its variables."""
+    """The losses over some of the variables."""
 
-    evaluator: Evaluator
+    losses: Objective
+    variables: int
     chosen: list[int]
 
     @property
     def costs(self) -> Any:
-        return self.evaluator.costs
-
-    def full(self, point: Vector) -> Vector:
-        """The point with zeros for the variables that stay."""
-        whole = np.zeros(len(self.evaluator.variables))
-        whole[self.chosen] = point
-        return whole
+        return self.losses.costs
 
     def evaluate(self, point: Vector, part: Part = "search", changed: int | None = None) -> float:
-        return self.evaluator.evaluate(self.full(point), part)
+        return self.losses.evaluate(_full(point, self.variables, self.chosen), part)
 
     def validate(self, point: Vector) -> float:
-        return self.evaluator.validate(self.full(point))
+        return self.losses.validate(_full(point, self.variables, self.chosen))
+
+
+def _full(point: Vector, variables: int, chosen: list[int]) -> Vector:
+    """The point (variables,) with zeros for the variables that stay."""
+    whole = np.zeros(variables)
+    whole[chosen] = point
+    return whole
 
 
 def _show(ctx: Context, progress: Progress) -> None:

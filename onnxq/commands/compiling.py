@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from onnxq.choices import Choices
 from onnxq.commands.checks import check_files, check_provider
+from onnxq.commands.reporting import report_bytes
 from onnxq.compiler import CompiledModel, compile_model
 from onnxq.data.image_text import parse_image_options
 from onnxq.errors import OnnxqError, UsageError
@@ -32,6 +32,7 @@ def compile_file(
     multipoint: float | None = None,
     multipoint_error: float | None = None,
     multipoint_size: str | None = None,
+    cluster: str | None = None,
     multipoint_form: str | None = None,
     save_calibration: Path | None = None,
     load_calibration: Path | None = None,
@@ -82,6 +83,7 @@ def compile_file(
         multipoint=multipoint,
         multipoint_error=multipoint_error,
         multipoint_size=multipoint_size,
+        cluster=cluster,
         multipoint_form=multipoint_form,
         skip=tuple(skip),
     ).resolve(calibration is not None or load_calibration is not None)
@@ -111,6 +113,7 @@ def compile_file(
         multipoint=multipoint,
         multipoint_error=multipoint_error,
         multipoint_size=multipoint_size,
+        cluster=cluster,
         multipoint_form=multipoint_form,
         skip=skip,
         form=form,
@@ -158,7 +161,7 @@ def _write(done: CompiledModel, report: Report, output: Path, path: Path | None,
         return
     try:
         with replacing(path) as file:
-            file.write(json.dumps(report.as_json(), indent=2).encode() + b"\n")
+            file.write(report_bytes(report.as_json(), path))
             file.flush()
             done.save(output, progress)
     except OSError as error:

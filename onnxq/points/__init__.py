@@ -9,16 +9,23 @@ from onnxq.points.budget import (
     total_error,
     within_budget,
 )
+from onnxq.points.decompose import Points, decompose, decompose_until
+from onnxq.points.digits import join, split
 from onnxq.points.errors import apply_moment, output_errors
-from onnxq.points.folded import Folded, Grid, fold_fixed, fold_free, join, split
+from onnxq.points.folded import Folded, Grid, fold_fixed, fold_free
+from onnxq.points.scalar import best_point
 
 __all__ = [
     "Candidates",
     "Folded",
     "Grid",
+    "Points",
     "apply_moment",
     "at_random",
     "below_error",
+    "best_point",
+    "decompose",
+    "decompose_until",
     "even_error",
     "fold_fixed",
     "fold_free",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating]
 Vector = NDArray[np.float64]
 
-CHUNK = 1 << 18  # weights at once: some work arrays in float32 stay in the cache
+CHUNK = 1 << 16  # weights at once: some work arrays stay in the cache
 
 
 def apply_moment(rows: Floats, moment: Floats | None = None) -> Floats:

@@ -20,19 +20,19 @@ from numpy.typing import NDArray
 
 from onnxq.affine import SMALLEST_SCALE
 from onnxq.parallel import for_each
+from onnxq.points.digits import reach, split
 from onnxq.points.errors import Floats, Vector, apply_moment, output_errors, parts
+from onnxq.points.scalar import best_point
 from onnxq.rounding import cut_pairs, feed_back
 
 LARGEST_CODE = 127  # of the kernel; -128 is left out, as everywhere where it gains nothing
 RATIOS = 16  # candidates at most
-DEEP, WIDE = (
-    1.5,
-    1.0,
-)  # octaves of steps below the one that saturates nothing, and above it where pairs are limited
-PER_OCTAVE = 8, 128  # steps, least and most: the error of a short row has many dips
+DEEP = 1.5  # octaves of steps below the one that saturates nothing
+WIDE = 1.0  # and above it, where pairs are limited
+PER_OCTAVE = 8, 64  # steps, least and most: the error of a short row has many dips
+SHORT = 64  # weights of rows that also try the step which is the best without a moment
 EVALUATIONS = 2048  # an octave, in the rows where that lies between the two
 
-Integers = NDArray[np.signedinteger]
 Trial = tuple[Vector, int]  # step of each row (R,), ratio
 
 
@@ -48,11 +48,14 @@ class Grid:
         ends: smallest and largest code of one point.
         partners: neighbours in the kernel's reduction, (orders, K); see `onnxq.saturation.partners`.
         limit: largest sum of two neighbouring codes of one sign; 0 for none.
+        turned: whether a row may have a negative ratio, which turns what its codes reach to either side and evens it out: two
+            points of 2 bits reach from -10 to 5 at a ratio of 4, from -6 to 9 at -4.
     """
 
     ends: tuple[int, int]
     partners: NDArray[np.intp] = field(default_factory=_none)
     limit: int = 0
+    turned: bool = False
 
     @property
     def levels(self) -> int:
@@ -62,11 +65,11 @@ class Grid:
     def folded_ends(self, ratio: int, count: int) -> tuple[int, int]:
         """Smallest and largest folded code of `count` points.
 
-        >>> Grid((-8, 7)).folded_ends(ratio=4, count=2), Grid((-2, 1)).folded_ends(ratio=4, count=3)
-        ((-40, 35), (-42, 21))
+        >>> Grid((-8, 7)).folded_ends(ratio=4, count=2), Grid((-2, 1)).folded_ends(ratio=-4, count=2)
+        ((-40, 35), (-6, 9))
         """
-        reach = sum(ratio**i for i in range(count))
-        return max(reach * self.ends[0], -LARGEST_CODE), min(reach * self.ends[1], LARGEST_CODE)
+        low, high = reach(np.array(ratio), count, self.ends)
+        return max(int(low), -LARGEST_CODE), min(int(high), LARGEST_CODE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +79,7 @@ class Folded:
     Attributes:
         codes: what the kernel multiplies by, int8, (R, K).
         step: float32, (R,).
-        ratio: of neighbouring points of each row, int64, (R,).
+        ratio: of neighbouring points of each row, int64, (R,); negative only where the grid is turned.
         points: the codes that are stored, coarsest first, int8, (n, R, K).
         error: at the output, float64, (R,).
     """
@@ -86,6 +89,17 @@ class Folded:
     ratio: NDArray[np.int64]
     points: NDArray[np.int8]
     error: Vector
+
+    def better_of(self, other: Folded) -> Folded:
+        """The rows of the other where its error is strictly less, and the rest of these."""
+        better = other.error < self.error
+        return Folded(
+            np.where(better[:, None], other.codes, self.codes),
+            np.where(better, other.step, self.step),
+            np.where(better, other.ratio, self.ratio),
+            np.where(better[:, None], other.points, self.points),
+            np.where(better, other.error, self.error),
+        )
 
 
 def fold_fixed(
@@ -99,7 +113,8 @@ def fold_fixed(
 ) -> Folded:
     """Points whose coarsest has the step that the whole layer has; a row chooses its ratio r alone, w = step / r^(n-1) codes.
 
-    A large ratio makes the steps fine, a small one lets the finer points reach further beyond the coarsest, which clips.
+    A large ratio makes the steps fine, a small one lets the finer points reach further beyond the coarsest, which clips. None is
+    negative.
 
     Args:
         rows: weights, (R, K), in the kernel's order.
@@ -127,12 +142,29 @@ def fold_free(
 ) -> Folded:
     """Points whose step each row chooses for itself; see `fold_fixed` for the arguments.
 
-    The ratio only decides how far the folded codes reach, so it is the least with which they reach furthest. Of some steps each
-    row takes the best, then once the step of least squares of the codes found.
+    The ratio only decides how far the folded codes reach, so it is the least with which they reach furthest to both sides. Of
+    some steps each row takes the best, then once the step of least squares of the codes found. Short rows, whose error has many
+    dips, also try the step of the closest point.
     """
-    ratios = range(2, max(grid.levels, 2) + 1)
-    reach = [high - low for low, high in (grid.folded_ends(ratio, count) for ratio in ratios)]
-    ratio = ratios[int(np.argmax(reach))]
+    found = _fold_free(rows, grid, 1, count, moment, least, feed)
+    if not grid.turned:
+        return found
+    return found.better_of(_fold_free(rows, grid, -1, count, moment, least, feed))
+
+
+def _fold_free(
+    rows: Floats,
+    grid: Grid,
+    sign: int,
+    count: int,
+    moment: Floats | None,
+    least: Floats | float,
+    feed: bool,
+) -> Folded:
+    """The same with ratios of one sign."""
+    ratios = [sign * ratio for ratio in range(2, max(grid.levels, 2) + 1)]
+    reaches = [min(-low, high) for low, high in (grid.folded_ends(ratio, count) for ratio in ratios)]
+    ratio = ratios[int(np.argmax(reaches))]
     low, high = grid.folded_ends(ratio, count)
     peak = np.maximum(rows.max(axis=1, initial=0.0) / high, rows.min(axis=1, initial=0.0) / low)
     peak = np.where(peak > 0.0, peak.astype(np.float64), 1.0)
@@ -140,45 +172,15 @@ def fold_free(
     wide = WIDE if grid.limit else 0.0
     octaves = np.arange(-int(DEEP * per_octave), wide * per_octave + 1) / per_octave
     search = _Search(grid, count, moment, refit=True)
-    return search.fold(rows, [(peak * 2.0**octave, ratio) for octave in octaves], least, feed)
-
-
-def split(codes: Integers, ratio: Integers | int, count: int, ends: tuple[int, int]) -> NDArray[np.int8]:
-    """Folded codes as points, int8, (count, R, K): sum_i ratio^(count-1-i) points[i] = codes.
-
-    Each point is the nearest to what is left that leaves no more than the finer points can make up for.
-
-    Args:
-        codes: (R, K).
-        ratio: () or (R,), from 2 to the number of codes of a point.
-        ends: smallest and largest code of one point.
-
-    Raises:
-        ValueError: a code is out of the reach of the points.
-    """
-    left = codes.astype(np.int64)
-    base = np.broadcast_to(np.asarray(ratio, np.int64), len(codes))[:, None]
-    points = np.empty((count, *codes.shape), np.int8)
-    for i in range(count):
-        unit = base ** (count - 1 - i)
-        rest = (unit - 1) // (base - 1)  # 1 + r + ... of the finer points
-        nearest = np.rint(left / unit).astype(np.int64)
-        least, most = -((rest * ends[1] - left) // unit), (left - rest * ends[0]) // unit
-        digit = np.clip(np.clip(nearest, least, most), *ends)
-        points[i] = digit
-        left -= unit * digit
-    if left.any():
-        raise ValueError(f"codes do not split into {count} points from {ends[0]} to {ends[1]} at their ratio")
-    return points
-
-
-def join(points: Integers, ratio: Integers | int) -> NDArray[np.int64]:
-    """The folded codes of points (n, R, K) at ratios () or (R,), int64, (R, K); the inverse of `split`."""
-    base = np.broadcast_to(np.asarray(ratio, np.int64), points.shape[1])[:, None]
-    codes = np.zeros(points.shape[1:], np.int64)
-    for point in points:
-        codes = codes * base + point
-    return codes
+    trials = [(peak * 2.0**octave, ratio) for octave in octaves]
+    if rows.shape[1] <= SHORT:
+        closest, _ = best_point(rows, (low, high))
+        even = min(-low, high)  # with equal ends no factor is negative
+        trials += [
+            (np.where(closest > 0.0, closest, peak), ratio),
+            (best_point(rows, (-even, even))[0], ratio),
+        ]
+    return search.fold(rows, trials, least, feed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,8 +255,8 @@ class _Search:
         """The same grids with error feedback."""
         inputs = moment if moment.ndim == 3 else moment[None]
         shape = (len(inputs), len(rows) // len(inputs))
-        ends = np.array([self.grid.folded_ends(int(r), self.count) for r in best.ratio], np.float64)
-        low, high = ends.T.reshape(2, *shape)
+        ends = np.clip(reach(best.ratio, self.count, self.grid.ends), -LARGEST_CODE, LARGEST_CODE)
+        low, high = ends.astype(np.float64).reshape(2, *shape)
         grouped = rows.astype(np.float64).reshape(*shape, -1)
         step = best.step.astype(np.float64).reshape(shape)
         fed = feed_back(grouped, step, inputs, self.grid.partners, self.grid.limit, (low, high))

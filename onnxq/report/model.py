@@ -83,6 +83,11 @@ class Report:
         return found
 
     @property
+    def tensors(self) -> list[dict[str, Any]]:
+        """What became of each quantized tensor (`onnxq.measure.tensors`), in the order of the plan."""
+        return [row for step in self.steps for row in step.result.facts.get("tensors", ())]
+
+    @property
     def lapq(self) -> dict[str, Any] | None:
         """Figures of the joint search of steps, with the loss of what was emitted; None without one."""
         found: dict[str, Any] = {}
@@ -126,6 +131,7 @@ class Report:
                 },
                 "lapq": self.lapq,
                 "multipoint": self.multipoint,
+                "tensors": self.tensors,
                 "speed": self.speed.as_json() if self.speed else None,
                 "size": {"float_bytes": self.float_bytes, "quantized_bytes": self.quantized_bytes},
                 "seconds": dict(self.seconds),
@@ -141,7 +147,10 @@ class Report:
 
 def _step(step: Step) -> dict[str, Any]:
     result = step.result
-    skipped, facts = dict(result.skipped), dict(result.facts)
+    skipped = dict(result.skipped)
+    facts = {
+        key: value for key, value in result.facts.items() if key != "tensors"
+    }  # they have their own place
     return {
         "pass": step.spec,
         "seconds": step.seconds,

@@ -37,14 +37,9 @@ def loss_gains(
     if not changes:
         return np.zeros(0)
     plan = dict(program.plan)
-    first = Evaluator(program, ctx, loss, samples)
-    zeros = np.zeros(len(first.variables))
-    base, gains = first.evaluate(zeros), np.empty(len(changes))
-    try:
-        for i, change in enumerate(changes):
-            program.plan.update(plan | dict(change))
-            gains[i] = base - Evaluator(program, ctx, samples=samples, like=first).evaluate(zeros)
-            ctx.progress("loss of each layer", i + 1, len(changes))
-    finally:
-        program.plan.update(plan)
+    evaluator = Evaluator(program, ctx, loss, samples, rounding="nearest")
+    base, gains = evaluator.evaluate_plan(plan), np.empty(len(changes))
+    for i, change in enumerate(changes):
+        gains[i] = base - evaluator.evaluate_plan(plan | dict(change))
+        ctx.progress("loss of each layer", i + 1, len(changes))
     return gains

@@ -60,22 +60,42 @@ def cross_entropy(outputs: Outputs, reference: Outputs, labels: Array | None) ->
     return found
 
 
-def kl(outputs: Outputs, reference: Outputs, labels: Array | None) -> NDArray[np.float64]:
-    """KL divergence from the float model's class distribution, in nats, summed over outputs and places."""
-    return _summed(outputs, reference, _kl)
+def softened_kl(reference: Outputs) -> PerSample:
+    """KL divergence from the float model's class distribution, in nats, summed over outputs and places.
+
+    A network that knows its calibration images by heart is sure of nearly all of them, and its few doubts would decide
+    everything. So both distributions are softened, as in distillation (Hinton et al., arXiv 1503.02531, section 2): scores are
+    divided by the spread that those of the float model have over the classes, where it is above 1, and the divergence is
+    multiplied by its square.
+
+    Args:
+        reference: outputs of the float model on the samples.
+    """
+    spreads = {name: _spread(values) for name, values in reference.items()}
+
+    def kl(outputs: Outputs, wanted: Outputs, labels: Array | None) -> NDArray[np.float64]:
+        return _summed(outputs, wanted, lambda name, q, p: _kl(q, p, spreads[name]))
+
+    return kl
 
 
 def mse(outputs: Outputs, reference: Outputs, labels: Array | None) -> NDArray[np.float64]:
     """Squared distance to the float outputs as a part of their mean square in the batch, summed over outputs."""
-    return _summed(outputs, reference, _relative)
+    return _summed(outputs, reference, lambda name, found, wanted: _relative(found, wanted))
 
 
 def cosine(outputs: Outputs, reference: Outputs, labels: Array | None) -> NDArray[np.float64]:
     """1 - cosine of the angle to the float output, summed over outputs."""
-    return _summed(outputs, reference, _angle)
+    return _summed(outputs, reference, lambda name, found, wanted: _angle(found, wanted))
 
 
-LOSSES: dict[str, PerSample] = {"cross-entropy": cross_entropy, "kl": kl, "mse": mse, "cosine": cosine}
+# made from outputs of the float model on the samples
+LOSSES: dict[str, Callable[[Outputs], PerSample]] = {
+    "cross-entropy": lambda reference: cross_entropy,
+    "kl": softened_kl,
+    "mse": lambda reference: mse,
+    "cosine": lambda reference: cosine,
+}
 
 
 def find_loss(name: str, reference: Outputs, labels: Array | None) -> Loss:
@@ -93,7 +113,7 @@ def find_loss(name: str, reference: Outputs, labels: Array | None) -> Loss:
     if name == "auto":
         name = _automatic(reference, labels)
     if name in LOSSES:
-        return Loss(name, LOSSES[name])
+        return Loss(name, LOSSES[name](reference))
     if ":" not in name:
         raise unknown("loss", name, ["auto", *LOSSES, "FILE.py:FUNCTION"])
     return Loss(name, _checked(name, load_function(name, "loss")))
@@ -134,9 +154,9 @@ def _is_scores(values: Array) -> bool:
 
 
 def _summed(
-    outputs: Outputs, reference: Outputs, one: Callable[[Array, Array], NDArray[np.float64]]
+    outputs: Outputs, reference: Outputs, one: Callable[[str, Array, Array], NDArray[np.float64]]
 ) -> NDArray[np.float64]:
-    parts = [one(outputs[n], r) for n, r in reference.items() if np.issubdtype(r.dtype, np.floating)]
+    parts = [one(n, outputs[n], r) for n, r in reference.items() if np.issubdtype(r.dtype, np.floating)]
     if not parts:
         raise DataError(
             "the model has no float output to compare; give a loss of your own with FILE.py:FUNCTION"
@@ -158,11 +178,18 @@ def _logs(scores: Array) -> NDArray[np.float64]:
     return logs
 
 
-def _kl(found: Array, wanted: Array) -> NDArray[np.float64]:
+def _spread(scores: Array) -> float:
+    """Standard deviation of the scores over the classes of a sample, 1 at least."""
+    if scores.ndim < 2 or not np.issubdtype(scores.dtype, np.floating):
+        return 1.0
+    return max(1.0, float(np.sqrt(_logs(scores).var(axis=1).mean())))
+
+
+def _kl(found: Array, wanted: Array, spread: float) -> NDArray[np.float64]:
     if wanted.ndim < 2:
         return _relative(found, wanted)
-    p, q = _logs(wanted), _logs(found)
-    return np.asarray(_rows(np.exp(p) * (p - q)).sum(axis=1))
+    p, q = (log_softmax(_logs(scores) / spread, axis=1) for scores in (wanted, found))
+    return np.asarray(_rows(np.exp(p) * (p - q)).sum(axis=1)) * spread**2
 
 
 def _relative(found: Array, wanted: Array) -> NDArray[np.float64]:

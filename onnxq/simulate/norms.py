@@ -14,7 +14,7 @@ from onnxq.errors import DataError
 from onnxq.program import Program
 from onnxq.quantizers import parse_quantizer, weight_params
 from onnxq.simulate.variables import Weights
-from onnxq.weights import revive, safe_codes
+from onnxq.weights import revive
 
 BYTE = 8
 
@@ -35,8 +35,7 @@ def choose_by_norm(program: Program, weights: Weights, p: float) -> None:
         if tensor in weights.sites:
             axis = decision.axis if decision.scheme.granularity == "channel" else None
             params = revive(weight_params(f"lp={p}", weights.values[tensor], axis, decision.scheme))
-            params, codes, _ = safe_codes(weights.values[tensor], params, *weights.sites[tensor])
-            program.plan[tensor] = replace(decision, params=params, codes=codes)
+            program.plan[tensor] = weights.coded(tensor, params)
             continue
         if decision.group not in chosen:
             statistics = program.statistics.get(decision.group)

@@ -1,7 +1,8 @@
 """A network in consecutive segments, each a model of its own, so that a change runs only what comes after it.
 
-Between two nodes in order, the tensors that are written before and read after are *live*. A cut where few are live, of few bytes,
-costs little to keep: between quantized layers those are codes, a byte a value.
+Between two nodes in order, the tensors that are written before and read after are *live*. A network is cut only where all of them
+are codes: those cost a byte a value to keep, and no integer kernel is cut from the DequantizeLinear and QuantizeLinear around it,
+by which a runtime knows it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import onnx
-from onnx import ModelProto, NodeProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
-from onnxq.model.tensors import ELEMENTS
-
-MOST_LIVE = 4
-FLOAT_COST = 4  # bytes of a value of unknown type
+MOST_LIVE = 6
+CODES = (TensorProto.UINT8, TensorProto.INT8)
 
 
 @dataclass(frozen=True)
@@ -26,60 +25,57 @@ class Segment:
     Attributes:
         model: of these nodes, with the initializers that they read.
         inputs: live tensors and inputs of the network that they read.
-        scales: step sizes that they read, which are inputs too.
         live: tensors to keep for the segments after this one.
         outputs: outputs of the network that they write.
     """
 
     model: ModelProto
     inputs: tuple[str, ...]
-    scales: tuple[str, ...]
     live: tuple[str, ...]
     outputs: tuple[str, ...]
 
 
-def cut_into_segments(
-    model: ModelProto, anchors: Sequence[str], scales: Sequence[str], most: int
-) -> tuple[Segment, ...]:
-    """Cut a model in front of its anchors where little is live.
+def cut_into_segments(model: ModelProto, anchors: Sequence[str], most: int) -> tuple[Segment, ...]:
+    """Cut a model in front of its anchors where nothing but few codes are live.
 
     A DequantizeLinear is no reason to keep floats: the segment that reads its result has one of its own.
 
     Args:
         model: its nodes are in order and its inner tensors have types.
         anchors: names of nodes each of which should be in a segment of its own.
-        scales: inputs that are step sizes.
         most: segments; with more anchors, evenly spaced cuts are taken.
     """
     nodes, known = list(model.graph.node), set(anchors)
     decoders = {n.output[0]: n for n in nodes if n.op_type == "DequantizeLinear"}
     plain = [n for n in nodes if n.op_type != "DequantizeLinear"]
-    spans, costs = _spans(model, plain, decoders, set(scales)), _costs(model)
+    spans, types = _spans(model, plain, decoders), _types(model)
     places = [i for i, node in enumerate(plain) if node.name in known]
     cuts = []
     for before, place in zip([0, *places[:-1]], places, strict=True):
-        options = [i for i in range(before + 1, place + 1) if len(_live(spans, i)) <= MOST_LIVE]
+        lives = {i: _live(spans, i) for i in range(before + 1, place + 1)}
+        options = [i for i, live in lives.items() if len(live) <= MOST_LIVE and _are_codes(types, live)]
         if options:
-            cuts.append(
-                min(options, key=lambda i: (sum(costs.get(t, FLOAT_COST) for t in _live(spans, i)), -i))
-            )
+            cuts.append(min(options, key=lambda i: (len(lives[i]), -i)))
     if len(cuts) > most - 1:
         cuts = [cuts[i * len(cuts) // (most - 1)] for i in range(most - 1)] if most > 1 else []
     ends = [0, *cuts, len(plain)]
     return tuple(
-        _segment(model, plain[a:b], decoders, _live(spans, a), _live(spans, b), set(scales))
-        for a, b in pairwise(ends)
+        _segment(model, plain[a:b], decoders, _live(spans, a), _live(spans, b)) for a, b in pairwise(ends)
     )
 
 
+def _are_codes(types: Mapping[str, ValueInfoProto], names: Sequence[str]) -> bool:
+    return all(n in types and types[n].type.tensor_type.elem_type in CODES for n in names)
+
+
 def _spans(
-    model: ModelProto, nodes: Sequence[NodeProto], decoders: Mapping[str, NodeProto], scales: set[str]
+    model: ModelProto, nodes: Sequence[NodeProto], decoders: Mapping[str, NodeProto]
 ) -> dict[str, tuple[int, int]]:
-    """Where each tensor is written (-1 for an input) and last read, by name; initializers and scales are left out.
+    """Where each tensor is written (-1 for an input) and last read, by name; initializers are left out.
 
     What reads a decoded tensor reads its codes.
     """
-    fixed = {t.name for t in model.graph.initializer} | scales
+    fixed = {t.name for t in model.graph.initializer}
     written = {i.name: -1 for i in model.graph.input if i.name not in fixed}
     last = dict(written)
     for place, node in enumerate(nodes):
@@ -105,21 +101,12 @@ def _types(model: ModelProto) -> dict[str, ValueInfoProto]:
     return {i.name: i for i in (*model.graph.value_info, *model.graph.output, *model.graph.input)}
 
 
-def _costs(model: ModelProto) -> dict[str, int]:
-    """Bytes of a value of each tensor."""
-    sizes = {
-        name: ELEMENTS.get(i.type.tensor_type.elem_type, ("", 32))[1] for name, i in _types(model).items()
-    }
-    return {name: max(1, bits // 8) for name, bits in sizes.items()}
-
-
 def _segment(
     model: ModelProto,
     plain: Sequence[NodeProto],
     decoders: Mapping[str, NodeProto],
     before: Sequence[str],
     after: Sequence[str],
-    scales: set[str],
 ) -> Segment:
     types, graph_outputs = _types(model), [o.name for o in model.graph.output]
     is_last = not after
@@ -131,18 +118,16 @@ def _segment(
     stored = [t for t in model.graph.initializer if t.name in read]
     fixed = {t.name for t in stored}
     given = [i.name for i in model.graph.input if i.name in read and i.name not in fixed]
-    own = tuple(name for name in given if name in scales)
-    inputs = (*(name for name in given if name not in scales), *(name for name in before if name in read))
+    inputs = (*given, *(name for name in before if name in read))
     outputs = tuple(name for name in graph_outputs if name in written)
     live = tuple(name for name in after if name in written)
     wanted = dict.fromkeys((*live, *outputs))
     graph = helper.make_graph(
-        nodes, "segment", [types[n] for n in (*inputs, *own)], [_typed(types, n) for n in wanted], stored
+        nodes, "segment", [types[n] for n in inputs], [_typed(types, n) for n in wanted], stored
     )
     return Segment(
         helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version),
         inputs,
-        own,
         live,
         outputs,
     )

@@ -5,9 +5,10 @@ A weight with a scale per channel is one variable too: its steps keep their patt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,13 @@ from numpy.typing import NDArray
 from onnxq.affine import QuantParams, quantize
 from onnxq.graph import float_values
 from onnxq.program import Program, QuantDecision, Unit
+from onnxq.rounded import WeightRounder
 from onnxq.saturation import kernel_kind
 from onnxq.target import Target
 from onnxq.weights import code_limit, safe_codes
+
+NO_ROUNDERS: Mapping[str, WeightRounder] = MappingProxyType({})
+REMEMBERED = 4  # decisions of a tensor at as many factors
 
 
 @dataclass(frozen=True)
@@ -67,15 +72,20 @@ class Weights:
     Attributes:
         values: float weights by name.
         start: decisions at factor 1.
+        sites: kind of kernel, output-channel axis and pair limit of each weight that is no table.
+        rounders: make the codes of weights, where they are not rounded to nearest.
     """
 
     program: Program
     values: dict[str, NDArray[np.float32]]
     start: dict[str, QuantDecision]
     sites: dict[str, tuple[str, int, int]]
+    rounders: Mapping[str, WeightRounder] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, program: Program, target: Target) -> Weights:
+    def of(
+        cls, program: Program, target: Target, rounders: Mapping[str, WeightRounder] = NO_ROUNDERS
+    ) -> Weights:
         """All weights that have codes, tables included."""
         nodes, tensors = {n.name: n for n in program.graph.nodes}, program.graph.tensors()
         readers: dict[str, list[Unit]] = {}
@@ -90,10 +100,10 @@ class Weights:
             if not units[0].is_table:
                 kind = min(kernel_kind(nodes[u.name]) for u in units)
                 sites[weight] = kind, units[0].channel_axis, code_limit(program, units, target)
-        return cls(program, values, start, sites)
+        return cls(program, values, start, sites, rounders)
 
     def at(self, weight: str, factor: float) -> QuantDecision:
-        """The decision with the steps of the start times a factor: nearest codes that no kernel saturates.
+        """The decision with the steps of the start times a factor.
 
         At factor 1 it is the start itself, whatever rounding its codes had.
         """
@@ -102,26 +112,67 @@ class Weights:
             return decision
         assert decision.params is not None
         params = scaled(decision.params, factor)
+        return self.coded(weight, params)
+
+    def coded(self, weight: str, params: QuantParams) -> QuantDecision:
+        """The decision with these parameters, and codes that no kernel saturates."""
+        decision, values = self.start[weight], self.values[weight]
         if weight not in self.sites:
-            return replace(decision, params=params, codes=quantize(self.values[weight], params))
-        params, codes, _ = safe_codes(self.values[weight], params, *self.sites[weight])
-        return replace(decision, params=params, codes=codes)
+            return replace(decision, params=params, codes=quantize(values, params))
+        params, codes, _ = safe_codes(values, params, *self.sites[weight])
+        made = replace(decision, params=params, codes=codes)
+        return self.rounders[weight].round(made)[0] if weight in self.rounders else made
 
 
-def write_factors(program: Program, weights: Weights, factors: dict[str, float]) -> None:
-    """Put the steps into the plan; tensors of one group get one grid."""
-    for tensor, decision in list(program.plan.items()):
-        if decision.is_weight and tensor in weights.start:
-            name = decision.group if tensor not in weights.sites else tensor
-            program.plan[tensor] = weights.at(tensor, factors.get(name, 1.0))
-        elif decision.params is not None:
-            factor = factors.get(decision.group, 1.0)
-            program.plan[tensor] = replace(decision, params=scaled(decision.params, factor))
+class Steps:
+    """A plan at multiples of its steps.
 
+    A *point* is a vector of natural logarithms of factors on the steps of the plan at the start, in the order of `variables`:
+    zeros are the plan itself. Equal factors give the same decision objects, by which it is known what changed.
 
-def names(variables: Sequence[Variable]) -> list[str]:
-    """Their names."""
-    return [v.name for v in variables]
+    Attributes:
+        variables: the steps.
+        plan: at the start.
+        weights: float weights, to make codes of.
+    """
 
+    def __init__(
+        self, program: Program, target: Target, rounders: Mapping[str, WeightRounder] = NO_ROUNDERS
+    ) -> None:
+        """Of a program whose plan is complete."""
+        self.variables = find_variables(program)
+        self.plan = dict(program.plan)
+        self.weights = Weights.of(program, target, rounders)
+        self._places = {v.name: i for i, v in enumerate(self.variables)}
+        self._made: dict[str, dict[float, QuantDecision]] = {}
 
-Codes = NDArray[np.integer[Any]]
+    def at(self, point: NDArray[np.float64]) -> dict[str, QuantDecision]:
+        """The plan at a point."""
+        factors = np.exp(np.asarray(point, np.float64)).tolist()
+        return {tensor: self._at(tensor, factors[self._places[self._name(tensor)]]) for tensor in self.plan}
+
+    def widths(self) -> list[int]:
+        """Bits of the codes that each variable scales."""
+        bits = {self._name(tensor): decision.scheme.bits for tensor, decision in self.plan.items()}
+        return [bits[v.name] for v in self.variables]
+
+    def _name(self, tensor: str) -> str:
+        """The variable that scales a tensor; a table shares that of the activations it becomes."""
+        return tensor if tensor in self.weights.sites else self.plan[tensor].group
+
+    def _at(self, tensor: str, factor: float) -> QuantDecision:
+        if factor == 1.0:
+            return self.plan[tensor]
+        made = self._made.setdefault(tensor, {})
+        if factor not in made:
+            while len(made) >= REMEMBERED:
+                del made[next(iter(made))]
+            made[factor] = self._make(tensor, factor)
+        return made[factor]
+
+    def _make(self, tensor: str, factor: float) -> QuantDecision:
+        if tensor in self.weights.start:
+            return self.weights.at(tensor, factor)
+        decision = self.plan[tensor]
+        assert decision.params is not None
+        return replace(decision, params=scaled(decision.params, factor))

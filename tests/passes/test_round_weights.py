@@ -13,9 +13,9 @@ from onnxq import moments
 from onnxq.affine import dequantize
 from onnxq.data import input_specs, open_data
 from onnxq.model.session import make_session
-from onnxq.passes import round_weights
 from onnxq.pipeline import Context, PassResult, Pipeline
 from onnxq.program import Program
+from onnxq.rounding import Feedback
 from onnxq.saturation import excess, kernel_kind, pair_limit
 
 Array = NDArray[Any]
@@ -196,7 +196,7 @@ def test_codes_that_are_no_better_are_not_taken(
     text, shape, x = LAYERS["gemm"]
     program = prepared(parse_program, text, {"w": normal(*shape)}, x)
     before = codes(program)
-    monkeypatch.setattr(round_weights, "feed_back", lambda rows, *rest: np.zeros_like(rows))
+    monkeypatch.setattr(Feedback, "round", lambda self, rows, *rest: np.zeros_like(rows))
     assert rounded(program, x).facts["noise_db"]["w"] == 0.0
     np.testing.assert_array_equal(codes(program), before)
 

@@ -53,9 +53,10 @@ def check(folded: Folded, rows: Array, grid: Grid, count: int, moment: Array | N
 @pytest.mark.parametrize("count", [2, 3])
 def test_every_whole_number_of_the_reach_splits(ends: tuple[int, int], count: int) -> None:
     levels = ends[1] - ends[0] + 1
-    for ratio in sorted({2, 3, levels // 2 + 1, levels}):
-        reach = sum(ratio**i for i in range(count))
-        codes = np.arange(max(reach * ends[0], -128), min(reach * ends[1], 127) + 1)[None]
+    for ratio in {2, 3, levels // 2 + 1, levels, -2, -3, -levels}:
+        units = [ratio**i for i in range(count)]
+        low, high = (sum(pick(u * ends[0], u * ends[1]) for u in units) for pick in (min, max))
+        codes = np.arange(max(low, -128), min(high, 127) + 1)[None]
         points = split(codes, ratio, count, ends)
         assert points.min() >= ends[0]
         assert points.max() <= ends[1]
@@ -101,7 +102,7 @@ def test_with_a_fixed_step_no_points_are_better(bits: int, count: int, weighed: 
 
 
 @pytest.mark.parametrize(("ends", "count"), [(FULL[2], 2), (FULL[2], 3), (NARROW[3], 2), (FULL[4], 2)])
-@pytest.mark.parametrize("size", [150, 576])
+@pytest.mark.parametrize("size", [9, 27, 150, 576])
 def test_a_free_step_is_close_to_the_best_of_all(ends: tuple[int, int], count: int, size: int) -> None:
     rows = normal(24, size)
     found = fold_free(rows, Grid(ends), count)
@@ -112,9 +113,24 @@ def test_a_free_step_is_close_to_the_best_of_all(ends: tuple[int, int], count: i
     for part in np.linspace(0.2, 1.1, 2000):
         step = (peak * part)[:, None]
         best = np.minimum(best, ((np.clip(np.rint(rows / step), low, high) * step - rows) ** 2).sum(axis=1))
-    # The error has dips narrower than the steps that are tried, above all in short rows; none is deep.
-    assert np.all(found.error < best * 1.35)
-    assert found.error.sum() < best.sum() * 1.1
+    # Short rows are solved exactly; the dips of long ones are narrower than the steps that are tried, and not deep.
+    assert np.all(found.error < best * (1 + 1e-3 if size < 64 else 1.35))
+    assert found.error.sum() < best.sum() * (1 + 1e-3 if size < 64 else 1.1)
+
+
+@pytest.mark.parametrize(("count", "gain_db"), [(2, 1.0), (3, 1.0)])
+def test_a_negative_ratio_evens_out_the_reach(count: int, gain_db: float) -> None:
+    """The shorter side of two points of 2 bits grows from 5 to 6 steps (1.6 dB), that of three from 21 to 25 (1.5 dB)."""
+    rows = normal(64, 576)
+    plain, turned = (Grid(FULL[2], turned=turned) for turned in (False, True))
+    found, other = fold_free(rows, plain, count), fold_free(rows, turned, count)
+    check(other, rows, turned, count)
+    assert np.all(other.error <= found.error)
+    assert np.all(found.ratio == 4)
+    assert set(other.ratio.tolist()) <= {4, -4}
+    assert np.mean(other.ratio == -4) > 0.8
+    assert sqnr_db(rows, values(other)) > sqnr_db(rows, values(found)) + gain_db
+    assert np.all(fold_free(rows, Grid(NARROW[3], turned=True), count).ratio > 0)  # even as they are
 
 
 def test_two_points_of_4_bits_are_worth_one_of_8() -> None:
@@ -172,7 +188,7 @@ def test_parts_do_not_matter(groups: int, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(errors, "CHUNK", chunk)
         found = fold_free(rows, Grid(FULL[3]), 2, moment)
         np.testing.assert_array_equal(found.codes, whole.codes)
-        np.testing.assert_allclose(found.error, whole.error, rtol=1e-5)  # sums in float32
+        np.testing.assert_allclose(found.error, whole.error, rtol=1e-4)  # sums in float32 of differences
 
 
 def test_a_bias_may_ask_for_a_wider_step() -> None:

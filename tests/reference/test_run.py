@@ -151,7 +151,7 @@ def test_a_float_stem_and_head_are_left_to_the_runtime(build_model: Build, asser
     ]
     feeds = {"x": rng.normal(size=(4, 3, 9, 9)).astype(np.float32)}
     model = build_model(nodes, feeds, constants)
-    assert_exact(model, feeds)
+    assert_exact(model, feeds, 1e-5)  # a normalization subtracts means, which loses a digit or two of seven
     reference = Reference(model)
     assert (reference.code_names, reference.float_operators) == (["q", "m"], 5)
 

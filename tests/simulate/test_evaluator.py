@@ -14,10 +14,10 @@ from onnxq.errors import DataError
 from onnxq.pipeline import Context, Pipeline
 from onnxq.program import Program
 from onnxq.simulate import Evaluator
-from onnxq.simulate.graph import simulate
 
 Planned = Callable[..., tuple[Program, Context]]
 MODELS = ("digits_cnn", "digits_transformer")
+LOW = "weights=int4:channel,activations=uint4"
 
 
 def points(count: int, variables: int) -> list[NDArray[Any]]:
@@ -40,40 +40,46 @@ def test_keeping_what_did_not_change_changes_nothing(model: str, planned: Planne
         for part in ("search", "held", "coarse"):
             assert kept.evaluate(point, part) == bare.evaluate(point, part)
     assert bare.kept_bytes == 0
-    assert 0 < kept.kept_bytes < kept.memory
+    assert kept.kept_bytes > 0
     assert kept.runs < 0.8 * bare.runs
 
 
 def test_memory_is_bounded(planned: Planned) -> None:
     program, ctx = planned("digits_cnn")
-    full = Evaluator(program, ctx, "kl", 64)
+    full = Evaluator(program, ctx, "kl", 64, segments=99)
     start = np.zeros(len(full.variables))
     full.evaluate(start)
     full.validate(start)
     limit = full.kept_bytes // 2
-    small = Evaluator(program, ctx, "kl", 64, memory=limit)
+    small = Evaluator(program, ctx, "kl", 64, segments=99, memory=limit)
     assert small.evaluate(start) == full.evaluate(start)
     small.validate(start)
     assert 0 < small.kept_bytes <= limit
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_simulated_loss_is_near_that_of_the_emitted_model(model: str, planned: Planned) -> None:
-    """Float sums instead of integer ones move a code by one here and there, which is noise on noise: some per cent of it."""
-    program, ctx = planned(model)
+@pytest.mark.parametrize("widths", [LOW, "weights=int8:tensor", "weights=int3:channel,activations=uint2"])
+def test_the_loss_is_that_of_the_emitted_model(model: str, widths: str, planned: Planned) -> None:
+    """The same kernels run on the same codes, whatever else is cut: equal up to the order in which float layers add."""
+    program, ctx = planned(model, widths)
     evaluator = Evaluator(program, ctx, "mse", 64)
-    Pipeline.parse("correct-bias emit-qdq").run(program, ctx)
-    simulated = evaluator.evaluate(np.zeros(len(evaluator.variables)))
-    assert simulated == pytest.approx(evaluator.deployed_loss(program.to_model()), rel=0.2)
+    point = np.random.default_rng(5).normal(size=len(evaluator.variables)) * 0.2
+    losses = [evaluator.evaluate(np.zeros_like(point)), evaluator.evaluate(point)]
+    found = []
+    for at in (np.zeros_like(point), point):
+        again, ctx = planned(model, widths)
+        Evaluator(again, ctx, "mse", 64).apply(at)
+        Pipeline.parse("correct-bias emit-qdq").run(again, ctx)
+        found.append(evaluator.deployed_loss(again.to_model()))
+    assert losses == pytest.approx(found, rel=1e-5)
 
 
-def test_the_steps_of_activations_are_inputs(planned: Planned) -> None:
+def test_segments_change_nothing(planned: Planned) -> None:
     program, ctx = planned("digits_cnn")
-    plan = dict(program.plan)
-    found = simulate(program, ctx.target)
-    assert {d.group for d in plan.values() if not d.is_weight} == set(found.scales)
-    assert {i.name for i in found.model.graph.input} == {"image", *found.scales.values()}
-    assert program.plan == plan
+    whole, cut = (Evaluator(program, ctx, "kl", 64, segments=n) for n in (1, 99))
+    point = np.random.default_rng(6).normal(size=len(whole.variables)) * 0.1
+    assert whole.evaluate(point) == cut.evaluate(point)
+    assert cut.runs > whole.runs
 
 
 def test_a_point_becomes_the_plan(planned: Planned) -> None:
@@ -95,12 +101,12 @@ def test_a_point_becomes_the_plan(planned: Planned) -> None:
 
 
 def test_steps_that_are_far_off_lose(planned: Planned) -> None:
-    """Twenty times the step leaves next to nothing of a tensor."""
-    program, ctx = planned("digits_cnn")
+    """Twenty times the step is 400 times the noise of one tensor among some forty; much of it saturates away."""
+    program, ctx = planned("digits_cnn", "weights=int8:channel")
     evaluator = Evaluator(program, ctx, "kl", 64)
     start = np.zeros(len(evaluator.variables))
     losses = [evaluator.evaluate(start + 3.0 * row) for row in np.eye(len(start))]
-    assert np.median(losses) > 10 * evaluator.evaluate(start)
+    assert np.median(losses) > 3 * evaluator.evaluate(start)
 
 
 def test_parts_share_no_samples_and_cover_all(planned: Planned) -> None:

@@ -13,7 +13,7 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from onnxq.errors import DataError, OnnxqError, UsageError
-from onnxq.simulate.losses import LOSSES, find_loss
+from onnxq.simulate.losses import find_loss
 
 RNG = np.random.default_rng(4)
 FOUND, WANTED = (RNG.normal(size=(12, 5)).astype(np.float32) for _ in range(2))
@@ -22,19 +22,31 @@ Array = NDArray[Any]
 
 
 def per_sample(name: str, found: Array = FOUND, wanted: Array = WANTED) -> Array:
-    return LOSSES[name]({"y": found}, {"y": wanted}, LABELS)
+    return find_loss(name, {"y": WANTED}, LABELS).per_sample({"y": found}, {"y": wanted}, LABELS)
 
 
 def test_against_scipy() -> None:
     """Both sides compute in float64 from the same float32 values; scipy's cosine computes in float32."""
     found, wanted = (softmax(a.astype(np.float64), axis=1) for a in (FOUND, WANTED))
     np.testing.assert_allclose(per_sample("cross-entropy"), -np.log(found[np.arange(12), LABELS]), rtol=1e-12)
+    spread = np.sqrt(WANTED.astype(np.float64).var(axis=1).mean())
+    assert spread < 1  # so that nothing is softened
     np.testing.assert_allclose(per_sample("kl"), entropy(wanted, found, axis=1), rtol=1e-9)
     angles = [distance.cosine(a, b) for a, b in zip(FOUND, WANTED, strict=True)]
     np.testing.assert_allclose(per_sample("cosine"), angles, rtol=1e-5)
     squares = ((FOUND.astype(np.float64) - WANTED) ** 2).sum(axis=1)
     power = (WANTED.astype(np.float64) ** 2).sum(axis=1).mean()
     np.testing.assert_allclose(per_sample("mse"), squares / power, rtol=1e-12)
+
+
+def test_a_sure_model_is_softened() -> None:
+    """Scores of a spread of 8 over the classes are divided by it, and the divergence counts 64 times."""
+    scale = 8.0 / np.sqrt(WANTED.astype(np.float64).var(axis=1).mean())
+    sure, found = (scale * a.astype(np.float64) for a in (WANTED, FOUND))
+    loss = find_loss("kl", {"y": sure}, None)
+    p, q = (softmax(a / 8.0, axis=1) for a in (sure, found))
+    expected = 64.0 * entropy(p, q, axis=1).sum()
+    assert loss({"y": found}, {"y": sure}, None) == pytest.approx(expected, rel=1e-9)
 
 
 def test_probabilities_are_taken_as_such() -> None:
@@ -68,7 +80,7 @@ def test_mistakes() -> None:
     with pytest.raises(UsageError, match="unknown loss 'kll'; did you mean 'kl'"):
         find_loss("kll", {"y": WANTED}, None)
     with pytest.raises(DataError, match="loss 'cross-entropy' needs labels"):
-        LOSSES["cross-entropy"]({"y": FOUND}, {"y": WANTED}, None)
+        find_loss("cross-entropy", {"y": WANTED}, None)({"y": FOUND}, {"y": WANTED}, None)
 
 
 def test_a_function_of_the_user(tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+"""LAPQ against the range methods that look at one tensor at a time: the table of the LAPQ paper on our models, deployed.
+
+    python bench/lapq.py [MODEL ...]        writes bench/results/lapq.json
+
+W/A are the widths of weights and activations; 32 is float. Weights have one scale a tensor, the first and last layers 8 bits.
+The methods choose the ranges of weights and activations alike. `lapq nearest` is the paper's method; `lapq` also rounds weights
+with error feedback wherever the search evaluates them, and `mmse rounded` does that without a search. Each method runs with and
+without bias correction on ResNet-20, with it elsewhere, and the searches always with it. Metrics are of the test set; `jpeg` is
+the top-1 agreement with the float model on images that nobody searched on, of which there are 10,000 for CIFAR-10.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from int8 import quality
+from tasks import TASKS, Task, feeds
+
+import onnxq
+
+RESULTS = Path(__file__).parent / "results" / "lapq.json"
+WIDTHS = ("8/4", "8/3", "8/2", "4/4", "4/32", "32/4")
+GRAPH = "fold-constants fold-batchnorm fold-pad flatten-matmul keep-stem equalize"
+
+
+@dataclass(frozen=True)
+class Method:
+    """Range method of weights and activations, and what runs behind it."""
+
+    ranges: str
+    behind: str = ""
+
+
+METHODS = {
+    "minmax": Method("minmax"),
+    "aciq": Method("aciq"),
+    "kld": Method("entropy"),
+    "mmse": Method("mse"),
+    "mmse rounded": Method("mse", "round-weights"),
+    "lapq nearest": Method("mse", "search-norm:rounding=nearest search-steps:rounding=nearest"),
+    "lapq": Method("mse", "round-weights search-norm search-steps"),
+}
+SEARCHES = ("lapq nearest", "lapq")
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Samples to search on, as many as take a minute or two; whether every method runs in every way."""
+
+    samples: int
+    everything: bool = False
+
+
+MODELS = {
+    "cifar10_resnet20": Effort(512, everything=True),
+    "cifar10_resnet56": Effort(256),
+    "imagenet_mobilenetv1_025": Effort(256),
+    "imagenet_squeezenet1_1": Effort(96),
+}
+
+
+def pipeline(widths: str, method: Method, correct: bool) -> str:
+    """Pipeline text."""
+    weights, activations = widths.split("/")
+    sides = {"32/4": "activations", "4/32": "weights"}.get(widths, "both")
+    schemes = (
+        f"weights=int{min(int(weights), 8)}:tensor,activations=uint{min(int(activations), 8)},sides={sides}"
+    )
+    ranges = f"ranges={method.ranges}"
+    steps = f"{GRAPH} annotate:{schemes} calibrate:{ranges} choose-ranges:{ranges} quantize-weights:method={method.ranges}"
+    return " ".join((steps, method.behind, "correct-bias" if correct else "", "emit-qdq"))
+
+
+@cache
+def classes(path: Path, images: Path) -> np.ndarray:
+    """Top-1 classes of the images, (N,)."""
+    with np.load(images) as arrays:
+        name = next(n for n in arrays.files if n != "label")
+        x = arrays[name]
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    parts = [session.run(None, {name: x[i : i + 250]})[0].argmax(axis=1) for i in range(0, len(x), 250)]
+    return np.concatenate(parts)
+
+
+def agreement(task: Task, path: Path) -> float | None:
+    """Top-1 agreement with the float model on other images, None where there are none."""
+    images = feeds() / f"{task.feeds}_jpg.test.npz"
+    if not images.exists():
+        return None
+    return float((classes(task.path, images) == classes.__wrapped__(path, images)).mean())
+
+
+def row(task: Task, text: str, samples: int, out: Path) -> dict[str, object]:
+    """Figures of one pipeline."""
+    start = time.perf_counter()
+    done = onnxq.compile_model(task.path, task.calib, output=out, pipeline=text, samples=samples, speed=False)
+    seconds = time.perf_counter() - start
+    found = {**quality(task, out), "jpeg": agreement(task, out), "seconds": seconds}
+    lapq = done.report.lapq or {}
+    names = ("loss", "p_star", "variables", "evaluations", "loss_start", "loss_end", "loss_deployed")
+    return found | {name: lapq[name] for name in (*names, "held_start", "held_end") if name in lapq}
+
+
+def settings(effort: Effort) -> Iterator[tuple[str, str, bool]]:
+    """Widths, method, and whether biases are corrected."""
+    for widths in WIDTHS:
+        for name in METHODS:
+            if not effort.everything and name == "lapq nearest" and widths != "4/4":
+                continue
+            yield widths, name, True
+            if effort.everything and name not in SEARCHES:
+                yield widths, name, False
+
+
+def main(names: list[str]) -> None:
+    """Measure the named models, all without names; other models keep their rows."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results["versions"] = {"onnxruntime": ort.__version__, "numpy": np.__version__}
+    tasks = {task.model: task for task in TASKS}
+    with tempfile.TemporaryDirectory() as directory:
+        for model in names or MODELS:
+            task, out = tasks[model], Path(directory, "model.onnx")
+            rows = results.setdefault(model, {})
+            rows["float"] = quality(task, task.path)
+            for widths in WIDTHS:
+                for name, method in METHODS.items():
+                    for correct in (True, False) if name not in SEARCHES else (True,):
+                        key = f"{widths} {name}" + ("" if correct else ", biases as they are")
+                        text = pipeline(widths, method, correct)
+                        rows[key] = row(task, text, MODELS[model], out)
+                        shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in rows[key].items()}
+                        print(f"{model:26} {key:40} {shown}", flush=True)
+                        merged = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+                        RESULTS.write_text(
+                            json.dumps({**merged, model: rows, "versions": results["versions"]}, indent=1)
+                            + "\n"
+                        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,114 @@
+"""The plots of a report, from its JSON; None where it holds no figures for one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from math import log10
+from typing import Any
+
+from onnxq.report.svg import Axis, Plot, Point
+
+Json = Mapping[str, Any]
+MOST_CODES = 32  # more marks than these would be a solid bar
+
+
+def noise_by_layer(tensors: Sequence[Json]) -> Plot | None:
+    """SQNR of every weight and activation, in the order of the network."""
+    order = {layer: place for place, layer in enumerate(dict.fromkeys(t["layer"] for t in tensors), 1)}
+    weights: list[Point] = []
+    activations: list[Point] = []
+    for tensor in tensors:
+        if tensor["sqnr_db"] is not None:
+            series = weights if tensor["kind"] == "weight" else activations
+            series.append((float(order[tensor["layer"]]), tensor["sqnr_db"]))
+    found = weights + activations
+    if not found:
+        return None
+    x = Axis(0.0, len(order) + 1.0, "layer, in order")
+    plot = Plot(x, Axis.around([y for _, y in found], "SQNR, dB"), "SQNR of weights and activations by layer")
+    plot.dots(weights)
+    plot.dots(activations, "dot second")
+    return plot
+
+
+def norm_losses(lapq: Json) -> Plot | None:
+    """The network's loss against the p of the norm that chose all ranges."""
+    points = _known(zip(lapq.get("p_values", ()), lapq.get("p_losses", ()), strict=True))
+    if not points:
+        return None
+    levels = {} if lapq.get("loss_before") is None else {"each tensor alone": lapq["loss_before"]}
+    plot = _losses(sorted(points), levels, "p", lapq, "loss against p")
+    if lapq.get("p_star") is not None:
+        plot.mark(lapq["p_star"], f"taken: p = {lapq['p_star']:.3g}")
+    return plot
+
+
+def convergence(lapq: Json) -> Plot | None:
+    """The loss as the joint search went on: it stays until a step is taken."""
+    points = _known(lapq.get("history", ()))
+    if not points:
+        return None
+    points.append((max(lapq.get("evaluations") or 0.0, points[-1][0]), points[-1][1]))
+    stairs = [points[0]]
+    for x, y in points[1:]:
+        stairs += [(x, stairs[-1][1]), (x, y)]
+    levels = {} if lapq.get("loss_deployed") is None else {"deployed": lapq["loss_deployed"]}
+    return _losses(stairs, levels, "evaluations of the loss", lapq, "loss of the joint search", points[:-1])
+
+
+def points_by_gain(channels: Sequence[Json]) -> Plot | None:
+    """Error left over as channels get further points, the ones that gain most first."""
+    pairs = [(c["error_before"], c["error_after"]) for c in channels]
+    gains = sorted((b - a for b, a in pairs if a is not None and b is not None), reverse=True)
+    total = sum(before for before, _ in pairs if before is not None)
+    if not gains or total <= 0.0:
+        return None
+    left = [1.0, *(1.0 - gained / total for gained in accumulate(gains))]
+    points = [(float(count), share) for count, share in enumerate(left)]
+    x, y = (
+        Axis(0.0, float(len(gains)), "channels with several points"),
+        Axis(0.0, 1.05, "share of their error left"),
+    )
+    plot = Plot(x, y, "error of channels against the number of channels with several points")
+    plot.line(points)
+    return plot
+
+
+def distribution(tensor: Json) -> Plot:
+    """A histogram with the range that the codes represent, and the codes where they are few."""
+    (low, high), (start, end) = tensor["data"], tensor["clip"]
+    heights = [log10(1.0 + count) for count in tensor["histogram"]]
+    x, y = Axis(min(low, start), max(high, end)), Axis(0.0, 1.05 * max(heights) or 1.0, "log₁₀ (1 + count)")
+    plot = Plot(x, y, f"distribution of {tensor['tensor']}")
+    plot.bars(heights, low, high)
+    if tensor["scales"][0] == tensor["scales"][1] and round((end - start) / tensor["scales"][0]) < MOST_CODES:
+        step = tensor["scales"][0]
+        plot.rug([start + code * step for code in range(round((end - start) / step) + 1)])
+    plot.mark(start, f"smallest code: {start:.4g}")
+    plot.mark(end, f"largest code: {end:.4g}")
+    return plot
+
+
+def _losses(
+    points: Sequence[Point],
+    levels: Mapping[str, float],
+    title: str,
+    lapq: Json,
+    label: str,
+    dots: Sequence[Point] | None = None,
+) -> Plot:
+    """A line of losses, with named levels."""
+    x = Axis.around([px for px, _ in points], title)
+    y = Axis.around([*(py for _, py in points), *levels.values()], f"loss ({lapq['loss']})", log=True)
+    plot = Plot(x, y, label)
+    for name, value in levels.items():
+        plot.level(value, name)
+    plot.line(points)
+    plot.dots(points if dots is None else dots)
+    return plot
+
+
+def _known(pairs: Any) -> list[Point]:
+    """Pairs without missing figures."""
+    return [(float(x), float(y)) for x, y in pairs if x is not None and y is not None]
