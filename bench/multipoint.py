@@ -31,6 +31,7 @@ from onnxq.model.surgeon import to_graph
 from onnxq.passes.multipoint import Multipoint
 from onnxq.pipeline import Context, Pass, Pipeline
 from onnxq.program import Program
+from onnxq.target import ORT_CPU
 
 RESULTS = Path(__file__).parent / "results" / "multipoint.json"
 MODELS = (
@@ -65,7 +66,7 @@ class Start:
         """Calibrated and quantized, with error-feedback rounding or without."""
         steps = Choices(bits="w4a8", multipoint=0.1).resolve(True).with_option("weights", scheme).passes
         place = [p.name for p in steps].index("multipoint")
-        source = prepare(load_model(task.path), 21)[0]
+        source = prepare(load_model(task.path), Pipeline(steps).opset(ORT_CPU))[0]
         data = open_data(task.calib, input_specs(source))
         program, ctx = Program.from_model(source), Context(data, SAMPLES, threads=1)
         Pipeline(tuple(p for p in steps[:place] if rounding or p.name != "round-weights")).run(program, ctx)

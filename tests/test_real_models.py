@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 import onnxq
+from onnxq.choices import Choices
 from onnxq.data import input_specs, open_data
 from onnxq.measure.compare import Difference, compare_sessions
 from onnxq.model.session import make_session
@@ -30,7 +31,7 @@ def feeds(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compared(
-    data_dir: Path, feeds: Path, model: str, task: str, **options: str
+    data_dir: Path, feeds: Path, model: str, task: str, **options: str | float
 ) -> tuple[onnxq.CompiledModel, Difference]:
     """A compiled model and its difference from float on test samples."""
     path = data_dir / "models" / f"{model}.onnx"
@@ -56,6 +57,28 @@ def test_residual_networks_run_whole_in_integers(
     assert difference.main.sqnr_db is not None
     assert difference.main.sqnr_db >= least_db
     assert all(row.status == "integer" for row in done.report.nodes if row.op in ("Conv", "Gemm", "Add"))
+
+
+def test_further_points_take_off_noise(data_dir: Path, feeds: Path) -> None:
+    """Of a twentieth more weights, chosen channels gain more than twice what random ones do; 2 bits, rounded to nearest."""
+    preset = str(Choices(bits="w2a8", weights="int2:tensor", multipoint=0.05).resolve(True))
+    nearest = preset.replace(" round-weights", "")
+    texts = {
+        "chosen": nearest,
+        "random": nearest.replace("multipoint:", "multipoint:choose=random,"),
+        "plain": nearest.replace(" multipoint:share=0.05", ""),
+    }
+    sqnr = {}
+    for name, text in texts.items():
+        done, difference = compared(
+            data_dir, feeds, "cifar10_resnet20", "cifar10", pipeline=text, samples=128
+        )
+        assert difference.main is not None
+        assert difference.main.sqnr_db is not None
+        sqnr[name] = difference.main.sqnr_db
+        assert all(row.status == "integer" for row in done.report.nodes if row.op in ("Conv", "Gemm", "Add"))
+    assert sqnr["plain"] < sqnr["random"] < sqnr["chosen"]
+    assert sqnr["chosen"] - sqnr["plain"] > 2.0 * (sqnr["random"] - sqnr["plain"])
 
 
 @pytest.mark.parametrize(("model", "task"), [("kws_dscnn", "kws"), ("mnist_cntk", "mnist")])
