@@ -30,7 +30,7 @@ def choose_by_norm(program: Program, weights: Weights, p: float) -> None:
     tables = {d.group for t, d in program.plan.items() if d.is_weight and t not in weights.sites}
     chosen: dict[str, QuantParams] = {}
     for tensor, decision in list(program.plan.items()):
-        if decision.scheme.bits >= BYTE or decision.group in tables:
+        if decision.scheme.bits >= BYTE or decision.group in tables or decision.points is not None:
             continue
         if tensor in weights.sites:
             axis = decision.axis if decision.scheme.granularity == "channel" else None

@@ -41,13 +41,14 @@ class Variable:
 def find_variables(program: Program) -> tuple[Variable, ...]:
     """Every step size of the plan, in the order in which the network comes to it.
 
-    Activations with the plain 8-bit grid that only additions or pooling read are variables as well: their range matters.
+    Activations with the plain 8-bit grid that only additions or pooling read are variables as well: their range matters. A weight
+    of several points stays as it is: its steps were chosen with the points.
     """
     found: dict[str, Variable] = {}
     for unit in program.units.values():
         for tensor in unit.inputs:
             _add(found, program, tensor)
-        if unit.weight is not None and not unit.is_table:
+        if unit.weight is not None and not unit.is_table and program.plan[unit.weight].points is None:
             found.setdefault(unit.weight, Variable(unit.weight, "weight"))
         for tensor in unit.outputs:
             _add(found, program, tensor)
@@ -149,7 +150,8 @@ class Steps:
     def at(self, point: NDArray[np.float64]) -> dict[str, QuantDecision]:
         """The plan at a point."""
         factors = np.exp(np.asarray(point, np.float64)).tolist()
-        return {tensor: self._at(tensor, factors[self._places[self._name(tensor)]]) for tensor in self.plan}
+        places = {tensor: self._places.get(self._name(tensor)) for tensor in self.plan}
+        return {t: self._at(t, 1.0 if place is None else factors[place]) for t, place in places.items()}
 
     def widths(self) -> list[int]:
         """Bits of the codes that each variable scales."""
