@@ -28,6 +28,7 @@ from tasks import TASKS, Task, feeds
 import onnxq
 
 RESULTS = Path(__file__).parent / "results" / "lapq.json"
+NCF_WIDTHS = ("32/8", "8/32", "8/8", "4/8")
 WIDTHS = ("8/4", "8/3", "8/2", "4/4", "4/32", "32/4")
 GRAPH = "fold-constants fold-batchnorm fold-pad flatten-matmul keep-stem equalize"
 
@@ -58,6 +59,7 @@ class Effort:
 
     samples: int
     everything: bool = False
+    widths: tuple[str, ...] = WIDTHS
 
 
 MODELS = {
@@ -65,13 +67,15 @@ MODELS = {
     "cifar10_resnet56": Effort(256),
     "imagenet_mobilenetv1_025": Effort(256),
     "imagenet_squeezenet1_1": Effort(96),
+    "ncf_ml1m_mlp": Effort(512, widths=NCF_WIDTHS),
+    "ncf_ml1m_gmf": Effort(512, widths=NCF_WIDTHS),
 }
 
 
 def pipeline(widths: str, method: Method, correct: bool) -> str:
     """Pipeline text."""
     weights, activations = widths.split("/")
-    sides = {"32/4": "activations", "4/32": "weights"}.get(widths, "both")
+    sides = "activations" if weights == "32" else "weights" if activations == "32" else "both"
     schemes = (
         f"weights=int{min(int(weights), 8)}:tensor,activations=uint{min(int(activations), 8)},sides={sides}"
     )
@@ -112,7 +116,7 @@ def row(task: Task, text: str, samples: int, out: Path) -> dict[str, object]:
 
 def settings(effort: Effort) -> Iterator[tuple[str, str, bool]]:
     """Widths, method, and whether biases are corrected."""
-    for widths in WIDTHS:
+    for widths in effort.widths:
         for name in METHODS:
             if not effort.everything and name == "lapq nearest" and widths != "4/4":
                 continue

@@ -1,0 +1,52 @@
+"""LAPQ and further points together: which comes first, and what they gain at W4A4, deployed.
+
+    python bench/joint_points.py [MODEL ...]        writes bench/results/joint_points.json
+
+Weights have one scale a channel and 10 % further weights; losses are those of the search, on the emitted graph.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from lapq import GRAPH, MODELS, row
+from tasks import TASKS
+
+RESULTS = Path(__file__).parent / "results" / "joint_points.json"
+PLAN = "annotate:weights=int4:{},activations=uint4 calibrate:ranges=mse choose-ranges quantize-weights round-weights"
+SEARCH, POINTS, END = "search-norm search-steps", "multipoint:share=0.1", "correct-bias emit-qdq"
+ORDERS = {
+    "neither": "",
+    "points": POINTS,
+    "lapq": SEARCH,
+    "lapq, points": f"{SEARCH} {POINTS}",
+    "points, lapq": f"{POINTS} {SEARCH}",
+    "lapq, points, lapq": f"{SEARCH} {POINTS} search-steps",
+}
+
+
+def main(names: list[str]) -> None:
+    """Measure the named models, ResNet-20 without names; other models keep their rows."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results["versions"] = {"onnxruntime": ort.__version__, "numpy": np.__version__}
+    tasks = {task.model: task for task in TASKS}
+    with tempfile.TemporaryDirectory() as directory:
+        for model in names or ["cifar10_resnet20"]:
+            rows = results.setdefault(model, {})
+            for scheme in ("channel", "tensor"):
+                for name, passes in ORDERS.items():
+                    text = " ".join((GRAPH, PLAN.format(scheme), passes, END))
+                    found = row(tasks[model], text, MODELS[model].samples, Path(directory, "model.onnx"))
+                    rows[f"{scheme} {name}"] = found
+                    shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()}
+                    print(f"{model:26} {scheme:8} {name:20} {shown}", flush=True)
+                    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
