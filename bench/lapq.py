@@ -135,19 +135,13 @@ def main(names: list[str]) -> None:
             task, out = tasks[model], Path(directory, "model.onnx")
             rows = results.setdefault(model, {})
             rows["float"] = quality(task, task.path)
-            for widths in WIDTHS:
-                for name, method in METHODS.items():
-                    for correct in (True, False) if name not in SEARCHES else (True,):
-                        key = f"{widths} {name}" + ("" if correct else ", biases as they are")
-                        text = pipeline(widths, method, correct)
-                        rows[key] = row(task, text, MODELS[model], out)
-                        shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in rows[key].items()}
-                        print(f"{model:26} {key:40} {shown}", flush=True)
-                        merged = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-                        RESULTS.write_text(
-                            json.dumps({**merged, model: rows, "versions": results["versions"]}, indent=1)
-                            + "\n"
-                        )
+            for widths, name, correct in settings(MODELS[model]):
+                key = f"{widths} {name}" + ("" if correct else ", biases as they are")
+                text = pipeline(widths, METHODS[name], correct)
+                rows[key] = row(task, text, MODELS[model].samples, out)
+                shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in rows[key].items()}
+                print(f"{model:26} {key:40} {shown}", flush=True)
+                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxq.affine import QuantParams as QuantParams
+    from onnxq.analysis import Analysis as Analysis
+    from onnxq.analysis import analyze as analyze
     from onnxq.compiler import CompiledModel as CompiledModel
     from onnxq.compiler import compile_model as compile_model
     from onnxq.data import Dataset as Dataset
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
+    "Analysis": "analysis",
     "CompiledModel": "compiler",
     "Context": "pipeline",
     "DataError": "errors",
@@ -56,11 +59,13 @@ _HOMES = {
     "Target": "target",
     "Unit": "program",
     "UsageError": "errors",
+    "analyze": "analysis",
     "compile_model": "compiler",
     "preset_pipeline": "presets",
 }
 
 __all__ = [
+    "Analysis",
     "CompiledModel",
     "Context",
     "DataError",
@@ -80,6 +85,7 @@ __all__ = [
     "Unit",
     "UsageError",
     "__version__",
+    "analyze",
     "compile_model",
     "preset_pipeline",
 ]

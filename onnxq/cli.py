@@ -17,6 +17,11 @@ from onnxq.options import (
     CPU,
     SOURCES,
     Activations,
+    AnalysisBits,
+    AnalysisLoss,
+    AnalysisOutput,
+    AnalysisSamples,
+    AnalysisSource,
     Batch,
     BenchBatch,
     BenchProvider,
@@ -39,6 +44,7 @@ from onnxq.options import (
     Images,
     Json,
     JudgedTarget,
+    Largest,
     LoadCalibration,
     Loss,
     MaybeSecond,
@@ -51,7 +57,10 @@ from onnxq.options import (
     Output,
     Override,
     Page,
+    Pair,
     Passes,
+    PlotFormat,
+    Plots,
     Preset,
     Provider,
     Ranges,
@@ -344,6 +353,67 @@ def inspect(
         return
     for part in inspection(result):
         out.print(part)
+
+
+@app.command(
+    "analyze",
+    short_help="Say which tensors' steps matter, and whether a joint search will pay.",
+    epilog=f"{SOURCES}\n\nExample: onnxq analyze model.onnx --calib samples.npz --bits w4a4 --plots figures",
+)
+def analyze_command(
+    model: Model,
+    calib: AnalysisSource,
+    bits: AnalysisBits = "w4a4",
+    weights: Weights = None,
+    override: Override = None,
+    skip: Skip = None,
+    loss: AnalysisLoss = "auto",
+    samples: AnalysisSamples = 128,
+    images: CalibImages = None,
+    largest: Largest = 6,
+    pair: Pair = None,
+    output: AnalysisOutput = None,
+    plots: Plots = None,
+    plot_format: PlotFormat = "svg",
+    as_json: Json = False,
+    debug: Debug = False,
+    seed: Seed = 0,
+    threads: Threads = 0,
+) -> None:
+    """Look at the loss of MODEL around the steps that quantization chooses.
+
+    It takes two evaluations of the loss for each tensor below 8 bits, and
+    some dozens for the Hessian, a contour and the p of layer-wise ranges.
+    The figures are those of the LAPQ paper.
+    """
+    from onnxq.commands.analyzing import analyze_file
+    from onnxq.report.analysis import sensitivity_table
+
+    with progress_bar(as_json) as progress:
+        found = analyze_file(
+            model,
+            calib,
+            output=output,
+            plots=plots,
+            form=plot_format,
+            bits=bits,
+            weights=weights,
+            override=override or (),
+            skip=skip or (),
+            loss=loss,
+            samples=samples,
+            largest=largest,
+            pair=pair,
+            images=images,
+            seed=seed,
+            threads=threads,
+            progress=progress,
+        )
+    if as_json:
+        print_json(found.as_json())
+        return
+    out.print(sensitivity_table(found))
+    out.print(escape(found.verdict), soft_wrap=True)
 
 
 @app.command(

@@ -285,3 +285,32 @@ Shape = Annotated[
 Seconds = Annotated[float, option("Time to spend (5).", metavar="S", least=0.1)]
 JudgedTarget = Annotated[str, option(f"Runtime to judge for: {TARGETS}", metavar="NAME")]
 Version = Annotated[bool, option("Print the version.", "--version")]
+
+AnalysisSource = Annotated[str, option("Calibration samples, see below.", "--calib", metavar="SRC")]
+AnalysisOutput = Annotated[
+    Path | None, option("Write all figures as JSON.", "-o", "--output", metavar="FILE")
+]
+AnalysisBits = Annotated[str, option("Widths to look at, as for compile (w4a4).", "--bits", metavar="BITS")]
+AnalysisLoss = Annotated[
+    str,
+    option(
+        "Loss to look at: auto, cross-entropy, kl, mse, cosine or FILE.py:FUNCTION (auto).", metavar="NAME"
+    ),
+]
+AnalysisSamples = Annotated[
+    int, option("Evaluate on N samples, evenly spaced over SRC (128).", "--samples", metavar="N", least=16)
+]
+Plots = Annotated[Path | None, option("Draw the figures into this folder (needs matplotlib).", metavar="DIR")]
+PlotFormat = Annotated[str, option("svg, png or pdf (svg).", metavar="NAME")]
+Pair = Annotated[
+    str | None,
+    option("Two tensors whose steps the contour moves; those that interact most without.", metavar="A,B"),
+]
+Largest = Annotated[
+    int,
+    option(
+        "Tensors of the Hessian, those that matter most; it takes N x N evaluations (6).",
+        metavar="N",
+        least=1,
+    ),
+]
