@@ -34,6 +34,41 @@ def code_limit(program: Program, units: Iterable[Unit], target: Target) -> int:
     return limit if limit < LARGEST_PAIR else 0
 
 
+def step_params(
+    method: str,
+    values: NDArray[np.float32],
+    axis: int,
+    scheme: QuantScheme,
+    factors: NDArray[np.float64] | None,
+) -> QuantParams:
+    """Scales of a weight: one, one for each channel, or one step in the pattern of a normalization that was folded.
+
+    Quantizing the weights in front of a BatchNormalization with one step d is quantizing the folded ones with d |gamma_c| / sigma_c in
+    channel c: the setting of Nahshan et al., arXiv 1911.07190.
+
+    Args:
+        method: a range method.
+        values: weights, folded, in the operator's layout.
+        axis: of the output channels.
+        scheme: its granularity decides where there are no factors.
+        factors: by which channels were multiplied, (C,); None for no pattern.
+
+    Raises:
+        DataError: a weight is NaN or infinite.
+    """
+    if factors is None:
+        return revive(
+            weight_params(method, values, axis if scheme.granularity == "channel" else None, scheme)
+        )
+    pattern = np.abs(factors)
+    pattern = np.where(pattern > 0.0, pattern, 1.0)  # a channel that is switched off has zeros alone
+    shape = [1] * values.ndim
+    shape[axis] = -1
+    step = weight_params(method, (values / pattern.reshape(shape)).astype(np.float32), None, scheme)
+    scale = np.asarray(step.scale * pattern, np.float32)
+    return replace(step, scale=scale, zero_point=np.zeros(len(scale), np.int32), axis=axis)
+
+
 def revive(params: QuantParams) -> QuantParams:
     """Give channels of zeros, whose scale is arbitrary, the smallest other scale, so that their bias keeps its resolution."""
     if params.scale.ndim == 0:

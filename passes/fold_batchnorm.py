@@ -53,7 +53,7 @@ class FoldBatchNorm(Pass):
                 else _refusal(uses, layer, node, data)
             )
             if layer is not None and reason is None:
-                _fold(graph, names, layer, node)
+                _fold(program, names, layer, node)
                 program.shelve([layer])
                 folded += 1
             elif reason is not None and (layer is not None or node.op == "BatchNormalization"):
@@ -123,7 +123,7 @@ def _is_per_channel(shape: tuple[int, ...], rank: int, channels: int) -> bool:
     return len(aligned) == rank and aligned in ((1,) * rank, (1, channels, *(1,) * (rank - 2)))
 
 
-def _fold(graph: gs.Graph, names: Names, layer: gs.Node, node: gs.Node) -> None:
+def _fold(program: Program, names: Names, layer: gs.Node, node: gs.Node) -> None:
     """Give the layer the node's factor and shift and take the node out."""
     weight, bias = float_values(layer.inputs[1]), present(layer, 2)
     old = np.zeros(1) if bias is None else np.asarray(float_values(bias), np.float64).ravel()
@@ -132,10 +132,12 @@ def _fold(graph: gs.Graph, names: Names, layer: gs.Node, node: gs.Node) -> None:
     factor, shift = (np.broadcast_to(v, channels) for v in _terms(node))
     if np.any(factor != 1.0):
         name = f"{layer.inputs[1].name.removesuffix('_folded')}_folded"
+        before = program.folded.get(layer.inputs[1].name, 1.0)
         layer.inputs[1] = constant(names, name, _scaled(layer, weight, factor, axis))
+        program.folded[layer.inputs[1].name] = before * factor
     set_input(layer, 2, constant(names, f"{layer.name}_bias", (old * factor + shift).astype(np.float32)))
     result = node.outputs[0]
-    remove_node(graph, node)
+    remove_node(program.graph, node)
     layer.outputs[0] = result
 
 

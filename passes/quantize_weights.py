@@ -7,7 +7,7 @@ without VNNI (`onnxq.saturation`), and a bias that would not fit into int32 at i
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -17,9 +17,9 @@ from onnxq.bias import least_scales
 from onnxq.graph import float_values
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, Unit
-from onnxq.quantizers import method_for, weight_params
+from onnxq.quantizers import method_for
 from onnxq.saturation import kernel_kind
-from onnxq.weights import code_limit, revive, safe_codes
+from onnxq.weights import code_limit, safe_codes, step_params
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,22 @@ class QuantizeWeights(Pass):
 
     Attributes:
         method: minmax or mse; `auto` takes minmax at 8 bits and mse below.
+        pattern: of scales: of each channel's own `range`, or one step in the pattern of the normalization that was folded (`batchnorm`),
+            where there was one.
         saturation: `safe` keeps neighbouring codes within what 16 bits hold on machines without VNNI; `ignore` does not.
     """
 
     name: ClassVar[str] = "quantize-weights"
     method: str = "auto"
+    pattern: Literal["range", "batchnorm"] = "range"
     saturation: str = "safe"
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         tensors: dict[str, gs.Tensor] = program.graph.tensors()
         nodes = {n.name: n for n in program.graph.nodes}
         touched = {}
+        if self.pattern == "range":
+            program.folded.clear()
         readers: dict[str, list[Unit]] = {}
         for unit in program.units.values():
             if unit.weight is not None:
@@ -49,9 +54,9 @@ class QuantizeWeights(Pass):
             if decision.params is not None:  # a table, whose grid is that of the activation it becomes
                 program.plan[weight] = replace(decision, codes=quantize(values, decision.params))
                 continue
-            axis = decision.axis if decision.scheme.granularity == "channel" else None
-            params = weight_params(method_for(self.method, decision.scheme), values, axis, decision.scheme)
-            params = revive(params)
+            factors = program.folded.get(weight)
+            method = method_for(self.method, decision.scheme)
+            params = step_params(method, values, units[0].channel_axis, decision.scheme, factors)
             if ctx.target.bias == "int32":
                 params = _fit_bias(program, units, params)
             kind = min(kernel_kind(nodes[u.name]) for u in units)  # Conv, the stricter, before Depthwise

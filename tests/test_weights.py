@@ -10,7 +10,7 @@ from onnxq.affine import dequantize, quantize, sqnr_db
 from onnxq.errors import DataError
 from onnxq.quantizers import weight_params
 from onnxq.scheme import QuantScheme
-from onnxq.weights import balanced_codes, peak_params, quantized_weight, safe_codes
+from onnxq.weights import balanced_codes, peak_params, quantized_weight, safe_codes, step_params
 
 LIMIT = 128  # 32767 // 255
 CASES = [((32, 16, 3, 3), "Conv", 0), ((65, 24), "MatMul", 1), ((24, 65), "Gemm", 0)]
@@ -128,3 +128,18 @@ def test_a_grid_that_ends_at_the_peak_is_used_whole(bits: int, sign: int) -> Non
     assert params.scale[2] == 1.0
     with pytest.raises(DataError, match="NaN or infinite"):
         peak_params(np.array([[1.0, np.nan]], np.float32), 0, params.scheme)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_one_step_in_the_pattern_of_a_normalization(axis: int) -> None:
+    """Folded weights on the pattern have the codes that the weights in front of the normalization have on one step."""
+    rng = np.random.default_rng(8)
+    before = rng.normal(size=(6, 20) if axis == 0 else (20, 6)).astype(np.float32)
+    factors = np.array([0.25, -2.0, 1.0, 0.5, -0.125, 4.0])  # powers of two, so that nothing is rounded
+    shape = (-1, 1) if axis == 0 else (1, -1)
+    folded = (before * factors.reshape(shape)).astype(np.float32)
+    turned = (before * np.sign(factors).reshape(shape)).astype(np.float32)  # a grid has one sign more
+    step = weight_params("mse", turned, None, QuantScheme.parse("int4:tensor"))
+    params = step_params("mse", folded, axis, QuantScheme.parse("int4:channel"), factors)
+    np.testing.assert_array_equal(params.scale, step.scale * np.abs(factors).astype(np.float32))
+    np.testing.assert_array_equal(quantize(folded, params), quantize(turned, step))

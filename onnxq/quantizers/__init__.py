@@ -25,6 +25,7 @@ from onnxq.quantizers.mse import Mse
 from onnxq.quantizers.percentile import Percentile
 from onnxq.scheme import QuantScheme
 
+ALIASES = {"mmse": "mse", "omse": "mse", "kld": "entropy"}  # names in the literature
 METHODS: tuple[type[RangeMethod], ...] = (MinMax, Percentile, Mse, Lp, Entropy, Aciq)
 
 __all__ = [
@@ -41,11 +42,14 @@ __all__ = [
 def parse_quantizer(text: str) -> RangeMethod:
     """Read a range method: a name, `name=value` for its only option, or `name:option=value`.
 
+    MMSE and OMSE are `mse`, KLD is `entropy`.
+
     Raises:
         UsageError: the name or an option is unknown, or a value cannot be read or is out of range.
     """
     head, _, tail = text.strip().partition(":")
     name, equals, value = head.partition("=")
+    name = ALIASES.get(name, name)
     methods = {method.name: method for method in METHODS}
     if name not in methods:
         raise unknown("range method", name, methods)

@@ -12,9 +12,9 @@ from dataclasses import replace
 from onnxq.affine import QuantParams
 from onnxq.errors import DataError
 from onnxq.program import Program
-from onnxq.quantizers import parse_quantizer, weight_params
+from onnxq.quantizers import parse_quantizer
 from onnxq.simulate.variables import Weights
-from onnxq.weights import revive
+from onnxq.weights import step_params
 
 BYTE = 8
 
@@ -33,8 +33,9 @@ def choose_by_norm(program: Program, weights: Weights, p: float) -> None:
         if decision.scheme.bits >= BYTE or decision.group in tables or decision.points is not None:
             continue
         if tensor in weights.sites:
-            axis = decision.axis if decision.scheme.granularity == "channel" else None
-            params = revive(weight_params(f"lp={p}", weights.values[tensor], axis, decision.scheme))
+            assert decision.axis is not None
+            factors = program.folded.get(tensor)
+            params = step_params(f"lp={p}", weights.values[tensor], decision.axis, decision.scheme, factors)
             program.plan[tensor] = weights.coded(tensor, params)
             continue
         if decision.group not in chosen:

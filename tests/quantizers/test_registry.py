@@ -138,3 +138,8 @@ def test_channels_follow_the_rule_of_one_tensor(scheme: str) -> None:
     each = [affine_params(a, b, grid) for a, b in zip(low, high, strict=True)]
     np.testing.assert_array_equal(params.scale, [p.scale for p in each])
     np.testing.assert_array_equal(params.zero_point, [p.zero_point for p in each])
+
+
+def test_names_in_the_literature() -> None:
+    assert parse_quantizer("mmse") == parse_quantizer("omse") == parse_quantizer("mse")
+    assert parse_quantizer("kld") == parse_quantizer("entropy")
