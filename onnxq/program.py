@@ -110,8 +110,8 @@ class Program:
         floats: reason of each node that stays float, by node name; a pass may write one before annotate runs to keep a node out.
         stored: nodes whose weights are stored as codes but computed in float, by node name, with the reason.
         spool: takes large initializers as passes make them, where the model's own weights stay on disk too.
-        folded: factors (C,) by which output channels were multiplied when normalizations were folded, by weight; emptied where scales
-            are to have no such pattern.
+        folded: factors (C,) by which output channels were multiplied when normalizations were folded, by weight; emptied where
+            scales are to have no such pattern.
         sides: what is written as codes; the other side keeps its float values, though it has a plan.
         statistics: of activations, filled by calibration; a pass with its own puts its name and a slash before the tensor's.
         deployed: losses to evaluate on the emitted model, by the name of the pass that asks for it.

@@ -43,8 +43,8 @@ def step_params(
 ) -> QuantParams:
     """Scales of a weight: one, one for each channel, or one step in the pattern of a normalization that was folded.
 
-    Quantizing the weights in front of a BatchNormalization with one step d is quantizing the folded ones with d |gamma_c| / sigma_c in
-    channel c: the setting of Nahshan et al., arXiv 1911.07190.
+    Quantizing the weights in front of a BatchNormalization with one step d is quantizing the folded ones with d |gamma_c| /
+    sigma_c in channel c: the setting of Nahshan et al., arXiv 1911.07190.
 
     Args:
         method: a range method.

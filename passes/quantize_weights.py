@@ -28,8 +28,8 @@ class QuantizeWeights(Pass):
 
     Attributes:
         method: minmax or mse; `auto` takes minmax at 8 bits and mse below.
-        pattern: of scales: of each channel's own `range`, or one step in the pattern of the normalization that was folded (`batchnorm`),
-            where there was one.
+        pattern: of scales: of each channel's own `range`, or one step in the pattern of the normalization that was folded
+            (`batchnorm`), where there was one.
         saturation: `safe` keeps neighbouring codes within what 16 bits hold on machines without VNNI; `ignore` does not.
     """
 
