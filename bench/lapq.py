@@ -72,12 +72,13 @@ MODELS = {
 }
 
 
-def pipeline(widths: str, method: Method, correct: bool) -> str:
+def pipeline(widths: str, method: Method, correct: bool, everything: bool = False) -> str:
     """Pipeline text."""
     weights, activations = widths.split("/")
     sides = "activations" if weights == "32" else "weights" if activations == "32" else "both"
+    extra = ",small=0,first_last=same" if everything else ""
     schemes = (
-        f"weights=int{min(int(weights), 8)}:tensor,activations=uint{min(int(activations), 8)},sides={sides}"
+        f"weights=int{min(int(weights), 8)}:tensor,activations=uint{min(int(activations), 8)},sides={sides}{extra}"
     )
     ranges = f"ranges={method.ranges}"
     steps = f"{GRAPH} annotate:{schemes} calibrate:{ranges} choose-ranges:{ranges} quantize-weights:method={method.ranges}"

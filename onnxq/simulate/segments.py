@@ -51,7 +51,7 @@ def cut_into_segments(model: ModelProto, anchors: Sequence[str], most: int) -> t
     spans, types = _spans(model, plain, decoders), _types(model)
     places = [i for i, node in enumerate(plain) if node.name in known]
     cuts = []
-    for before, place in zip([0, *places[:-1]], places, strict=True):
+    for before, place in pairwise([0, *places]):
         lives = {i: _live(spans, i) for i in range(before + 1, place + 1)}
         options = [i for i, live in lives.items() if len(live) <= MOST_LIVE and _are_codes(types, live)]
         if options:
