@@ -55,11 +55,12 @@ SEARCHES = ("lapq nearest", "lapq")
 
 @dataclass(frozen=True)
 class Effort:
-    """Samples to search on, as many as take a minute or two; whether every method runs in every way."""
+    """Samples to search on, as many as take a minute or two; whether every method runs in every way, and small layers in integers."""
 
     samples: int
     everything: bool = False
     widths: tuple[str, ...] = WIDTHS
+    small: bool = False
 
 
 MODELS = {
@@ -67,19 +68,17 @@ MODELS = {
     "cifar10_resnet56": Effort(256),
     "imagenet_mobilenetv1_025": Effort(256),
     "imagenet_squeezenet1_1": Effort(96),
-    "ncf_ml1m_mlp": Effort(512, widths=NCF_WIDTHS),
-    "ncf_ml1m_gmf": Effort(512, widths=NCF_WIDTHS),
+    "ncf_ml1m_mlp": Effort(2000, widths=NCF_WIDTHS, small=True),
+    "ncf_ml1m_gmf": Effort(2000, widths=NCF_WIDTHS, small=True),
 }
 
 
-def pipeline(widths: str, method: Method, correct: bool, everything: bool = False) -> str:
+def pipeline(widths: str, method: Method, correct: bool, small: bool = False) -> str:
     """Pipeline text."""
     weights, activations = widths.split("/")
     sides = "activations" if weights == "32" else "weights" if activations == "32" else "both"
-    extra = ",small=0,first_last=same" if everything else ""
-    schemes = (
-        f"weights=int{min(int(weights), 8)}:tensor,activations=uint{min(int(activations), 8)},sides={sides}{extra}"
-    )
+    extra = ",small=0,first_last=same" if small else ""
+    schemes = f"weights=int{min(int(weights), 8)}:tensor,activations=uint{min(int(activations), 8)},sides={sides}{extra}"
     ranges = f"ranges={method.ranges}"
     steps = f"{GRAPH} annotate:{schemes} calibrate:{ranges} choose-ranges:{ranges} quantize-weights:method={method.ranges}"
     return " ".join((steps, method.behind, "correct-bias" if correct else "", "emit-qdq"))
@@ -138,7 +137,7 @@ def main(names: list[str]) -> None:
             rows["float"] = quality(task, task.path)
             for widths, name, correct in settings(MODELS[model]):
                 key = f"{widths} {name}" + ("" if correct else ", biases as they are")
-                text = pipeline(widths, METHODS[name], correct)
+                text = pipeline(widths, METHODS[name], correct, MODELS[model].small)
                 rows[key] = row(task, text, MODELS[model].samples, out)
                 shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in rows[key].items()}
                 print(f"{model:26} {key:40} {shown}", flush=True)

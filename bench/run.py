@@ -7,7 +7,18 @@ import sys
 from pathlib import Path
 
 SCRIPTS = (
-    *("int8.py", "low_bits.py", "lapq.py", "multipoint.py", "exactness.py", "weight_only.py", "portable.py"),
+    *(
+        "int8.py",
+        "low_bits.py",
+        "lapq.py",
+        "search_cost.py",
+        "ablations.py",
+        "multipoint.py",
+        "joint_points.py",
+        "exactness.py",
+        "weight_only.py",
+        "portable.py",
+    ),
     *("streaming.py", "memory.py", "saturation.py", "backend.py", "cluster.py", "decomposition.py"),
 )
 

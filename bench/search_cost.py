@@ -59,12 +59,12 @@ TRICKS = {  # what is taken away, and what is added
 }
 
 
-def planned(task: Task, samples: int) -> tuple[Program, Context]:
+def planned(task: Task, samples: int, plan: str = PLAN) -> tuple[Program, Context]:
     """A program with a complete plan."""
     model = prepare(load_model(task.path), 21)[0]
     program = Program.from_model(model)
     ctx = Context(data=open_data(task.calib, input_specs(model)), samples=samples, threads=1)
-    Pipeline.parse(f"{GRAPH} {PLAN}").run(program, ctx)
+    Pipeline.parse(f"{GRAPH} {plan}").run(program, ctx)
     return program, ctx
 
 

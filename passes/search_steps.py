@@ -47,7 +47,7 @@ class SearchSteps(Pass):
     correction: BiasCorrection = "output"
     rounding: Rounding = "feedback"
     budget: str | None = None
-    sweeps: int = 2
+    sweeps: int = 3
     hold: Literal["step", "sweep", "none"] = "step"
     checkpoint: str | None = None
     cluster: str | None = None
