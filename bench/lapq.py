@@ -55,7 +55,7 @@ SEARCHES = ("lapq nearest", "lapq")
 
 @dataclass(frozen=True)
 class Effort:
-    """Samples to search on, as many as take a minute or two; whether every method runs in every way, and small layers in integers."""
+    """Samples to search on, as many as take a minute or two; whether every method runs in every way, and `small` layers too."""
 
     samples: int
     everything: bool = False
