@@ -1,7 +1,8 @@
 """Choose the p-norm whose layer-wise ranges give the network the least loss: the first two stages of LAPQ.
 
 The loss is evaluated at some values of p, and near its minimum a parabola says where the best lies: Nahshan et al., "Loss Aware
-Post-training Quantization", arXiv 1911.07190. How the parabola is guarded: `onnxq.search.quadratic`.
+Post-training Quantization", arXiv 1911.07190. How the parabola is guarded: `onnxq.search.quadratic`. Other methods are tried
+too: where tensors have few large values, one of those may be ahead of every norm.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
 from onnxq.search.quadratic import search_p
 from onnxq.simulate import Evaluator, Rounding
-from onnxq.simulate.norms import choose_by_norm
+from onnxq.simulate.norms import choose_layerwise
+
+RIVALS = ("minmax", "percentile", "entropy", "aciq")
 
 
 @dataclass(frozen=True)
 class SearchNorm(Pass):
-    """Choose steps below 8 bits by the p-norm of least loss.
+    """Choose steps below 8 bits by the p-norm, or another range method, of least loss.
 
     Attributes:
         loss: auto, cross-entropy, kl, mse, cosine or FILE.py:FUNCTION.
@@ -54,26 +57,34 @@ class SearchNorm(Pass):
         )
         done = 0
 
-        def at(p: float) -> float:
+        def at(method: str) -> float:
             nonlocal done
-            choose_by_norm(program, evaluator.weights, p)
+            choose_layerwise(program, evaluator.weights, method)
             done += 1
-            ctx.progress(f"p-norm {p:.2f}", done, self.points + 2)
+            ctx.progress(f"ranges by {method}", done, self.points + 2 + len(RIVALS))
             return losses.evaluate_plan(program.plan)
 
         with spread(evaluator, self.cluster) as losses:
             base = losses.evaluate_plan(start)
-            chosen = search_p(at, tuple(np.linspace(self.least, self.most, self.points).tolist()))
+            norm = search_p(
+                lambda p: at(f"lp={p:.6g}"), tuple(np.linspace(self.least, self.most, self.points).tolist())
+            )
+            rivals = {} if norm.interrupted else {method: at(method) for method in RIVALS}
+        found = {f"lp={norm.p:.6g}": norm.loss} | rivals
+        best = min(found, key=found.__getitem__)
         program.plan.update(start)
-        if chosen.loss < base:
-            choose_by_norm(program, evaluator.weights, chosen.p)
+        is_better = found[best] < base
+        if is_better:
+            choose_layerwise(program, evaluator.weights, best)
         facts = {
             "loss": evaluator.loss.name,
-            "p_values": [p for p, _ in chosen.samples],
-            "p_losses": [loss for _, loss in chosen.samples],
-            "p_star": chosen.p if chosen.loss < base else None,
+            "p_values": [p for p, _ in norm.samples],
+            "p_losses": [loss for _, loss in norm.samples],
+            "p_star": norm.p if is_better and best not in rivals else None,
+            "range_losses": rivals,
+            "ranges": best if is_better else None,
             "loss_float": evaluator.float_loss(),
             "loss_before": base,
-            "loss_after": min(base, chosen.loss),
+            "loss_after": min(base, found[best]),
         }
-        return PassResult(len(start) if chosen.loss < base else 0, facts={"lapq": facts})
+        return PassResult(len(start) if is_better else 0, facts={"lapq": facts})

@@ -36,6 +36,7 @@ class SearchSteps(Pass):
         rounding: of weights below 8 bits: with error `feedback`, as round-weights does, or to the `nearest` code.
         budget: most evaluations, such as 200, or time, such as 90s or 2m; none for as long as it pays.
         sweeps: most sweeps over all steps.
+        variables: the steps of `narrow` tensors, below 8 bits, where there are any; or `all`.
         hold: check each `step`, each `sweep` or nothing (`none`) on the samples held back.
         checkpoint: file that keeps the state of the search, to go on from.
         cluster: local:N or the address of a Dask scheduler, to evaluate the loss there.
@@ -48,6 +49,7 @@ class SearchSteps(Pass):
     rounding: Rounding = "feedback"
     budget: str | None = None
     sweeps: int = 3
+    variables: Literal["narrow", "all"] = "narrow"
     hold: Literal["step", "sweep", "none"] = "step"
     checkpoint: str | None = None
     cluster: str | None = None
@@ -56,7 +58,7 @@ class SearchSteps(Pass):
         evaluator = Evaluator(
             program, ctx, self.loss, self.samples, rounding=self.rounding, correct=self.correction != "none"
         )
-        chosen = _searched(evaluator)
+        chosen = list(range(len(evaluator.variables))) if self.variables == "all" else _narrow(evaluator)
         with spread(evaluator, self.cluster) as losses:
             result = self._search(_Chosen(losses, len(evaluator.variables), chosen), evaluator, ctx)
         evaluator.apply(_full(result.point, len(evaluator.variables), chosen))
@@ -104,7 +106,7 @@ class SearchSteps(Pass):
         return Checkpoint(Path(self.checkpoint), identity)
 
 
-def _searched(evaluator: Evaluator) -> list[int]:
+def _narrow(evaluator: Evaluator) -> list[int]:
     """Variables below 8 bits, all where there are none."""
     widths = evaluator.widths()
     low = [i for i, bits in enumerate(widths) if bits < 8]

@@ -28,7 +28,7 @@ from onnxq.search.landscape import (
 )
 from onnxq.search.objective import Vector
 from onnxq.simulate import Evaluator
-from onnxq.simulate.norms import choose_by_norm
+from onnxq.simulate.norms import choose_layerwise
 
 BEHIND = (
     "search-norm",
@@ -222,7 +222,7 @@ class _Study:
         """Losses of layer-wise ranges by the p-norm; the plan is as it was afterwards."""
         plan, found = dict(self.program.plan), []
         for p in NORMS:
-            choose_by_norm(self.program, self.evaluator.weights, p)
+            choose_layerwise(self.program, self.evaluator.weights, f"lp={p}")
             found.append((p, self.evaluator.evaluate_plan(dict(self.program.plan))))
             self.ctx.progress("evaluating", min(self.evaluator.evaluations, self.expected), self.expected)
         self.program.plan.update(plan)

@@ -1,4 +1,4 @@
-"""Layer-wise ranges of one p-norm for a whole plan: the curve along which LAPQ looks for its start.
+"""Layer-wise ranges of one method for a whole plan: p-norms are the curve along which LAPQ looks for its start.
 
     Delta_p = argmin ||Q_Delta(X) - X||_p        for each tensor on its own
 
@@ -19,14 +19,14 @@ from onnxq.weights import step_params
 BYTE = 8
 
 
-def choose_by_norm(program: Program, weights: Weights, p: float) -> None:
-    """Write the grids of least error in the p-norm into the plan, for every tensor below 8 bits.
+def choose_layerwise(program: Program, weights: Weights, method: str) -> None:
+    """Write the grids of a range method, such as lp=2.5, into the plan, for every tensor below 8 bits.
 
     Raises:
         DataError: a tensor has no histogram.
-        UsageError: p is out of range.
+        UsageError: there is no such method, or its option is out of range.
     """
-    quantizer = parse_quantizer(f"lp={p}")
+    quantizer = parse_quantizer(method)
     tables = {d.group for t, d in program.plan.items() if d.is_weight and t not in weights.sites}
     chosen: dict[str, QuantParams] = {}
     for tensor, decision in list(program.plan.items()):
@@ -35,7 +35,7 @@ def choose_by_norm(program: Program, weights: Weights, p: float) -> None:
         if tensor in weights.sites:
             assert decision.axis is not None
             factors = program.folded.get(tensor)
-            params = step_params(f"lp={p}", weights.values[tensor], decision.axis, decision.scheme, factors)
+            params = step_params(method, weights.values[tensor], decision.axis, decision.scheme, factors)
             program.plan[tensor] = weights.coded(tensor, params)
             continue
         if decision.group not in chosen:

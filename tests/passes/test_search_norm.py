@@ -44,8 +44,10 @@ def test_the_loss_falls_to_what_the_report_says(models_dir: Path, options: str) 
     facts = SearchNorm(loss="kl", samples=64, points=5).run(program, ctx).facts["lapq"]
     assert facts["loss_before"] == before
     assert loss(program, ctx) == facts["loss_after"] <= before
-    assert facts["loss_after"] == min(before, *facts["p_losses"])
+    assert facts["loss_after"] == min(before, *facts["p_losses"], *facts["range_losses"].values())
     assert len(facts["p_values"]) >= 5
+    norms = {f"lp={p:.6g}": loss for p, loss in zip(facts["p_values"], facts["p_losses"], strict=True)}
+    assert (norms | facts["range_losses"])[facts["ranges"]] == facts["loss_after"]
 
 
 def test_eight_bits_are_left(models_dir: Path) -> None:

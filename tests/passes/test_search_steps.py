@@ -58,6 +58,8 @@ def test_only_narrow_tensors_are_searched(planned: Callable[..., tuple[Program, 
     low = {d.group if not d.is_weight else t for t, d in program.plan.items() if d.scheme.bits < 8}
     facts = SearchSteps(loss="kl", samples=64, budget="3").run(program, ctx).facts["lapq"]
     assert set(facts["factors"]) == low
+    every = SearchSteps(loss="kl", samples=64, budget="3", variables="all").run(program, ctx).facts["lapq"]
+    assert set(every["factors"]) > low
     wide, ctx = planned("weights=int8:channel")
     facts = SearchSteps(loss="kl", samples=64, budget="3").run(wide, ctx).facts["lapq"]
     assert facts["variables"] == len({d.group if not d.is_weight else t for t, d in wide.plan.items()})
