@@ -57,8 +57,9 @@ def begin(program: Program, ctx: Context, start: str, seed: int) -> None:
         SearchNorm(loss="kl", samples=SAMPLES, rounding="nearest").run(program, ctx)
     if start == "random":
         evaluator = Evaluator(program, ctx, "kl", SAMPLES, rounding="nearest")
-        low = np.array(evaluator.widths()) < 8
-        evaluator.apply(low * np.random.default_rng(seed).uniform(-np.log(2), np.log(2), len(low)))
+        point, chosen = np.zeros(len(evaluator.variables)), evaluator.coarse()
+        point[chosen] = np.random.default_rng(seed).uniform(-np.log(2), np.log(2), len(chosen))
+        evaluator.apply(point)
 
 
 def deployed(program: Program, ctx: Context, task: Task, out: Path) -> dict[str, float | None]:

@@ -28,7 +28,7 @@ from onnxq.model.prepare import prepare
 from onnxq.model.session import make_session
 from onnxq.model.write import write_model
 from onnxq.passes.search_norm import SearchNorm
-from onnxq.passes.search_steps import _Chosen, _narrow
+from onnxq.passes.search_steps import _Chosen
 from onnxq.pipeline import Context, Pipeline
 from onnxq.program import Program
 from onnxq.search import Rules, minimize
@@ -88,7 +88,7 @@ def evaluation(task: Task, samples: int) -> dict[str, float]:
         passes.append(timed(lambda: [float_model.run(None, f) for f in feeds]))
         whole.append(timed(lambda i=i: evaluator.evaluate(zeros + 1e-3 * (i + 1))))
     evaluator.evaluate(zeros)
-    chosen = _narrow(evaluator)
+    chosen = evaluator.coarse()
     sweep = timed(
         lambda: [evaluator.evaluate(zeros + 0.05 * (np.arange(len(zeros)) == i)) for i in chosen[::-1]]
     )
@@ -126,7 +126,7 @@ def search(task: Task, samples: int) -> dict[str, dict[str, object]]:
 
     for name, (segments, rules) in {**TRICKS, "scipy": (1, None)}.items():
         program, ctx, evaluator, before = started(segments)
-        chosen = _narrow(evaluator)
+        chosen = evaluator.coarse()
         objective = _Chosen(evaluator, len(evaluator.variables), chosen)
         begin = time.process_time()
         if rules is None:

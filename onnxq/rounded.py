@@ -19,7 +19,7 @@ from onnxq.pipeline import Context
 from onnxq.program import Program, QuantDecision
 from onnxq.rounding import Feedback, output_error
 from onnxq.saturation import as_rows, from_rows, partners
-from onnxq.weights import code_limit
+from onnxq.weights import code_limit, is_coarse
 
 LARGEST = 1152
 BYTE = 8
@@ -73,7 +73,7 @@ class WeightRounder:
 
 
 def weight_rounders(program: Program, ctx: Context, most: int = LARGEST) -> dict[str, WeightRounder]:
-    """What makes the codes of each weight below 8 bits, by weight; those that reduce over too many values have none.
+    """What makes the codes of each weight below 8 bits, and of each coarse one; those that reduce over too many values have none.
 
     Args:
         program: its weights have codes.
@@ -82,11 +82,7 @@ def weight_rounders(program: Program, ctx: Context, most: int = LARGEST) -> dict
     """
     if ctx.data is None:
         return {}
-    sites = [
-        site
-        for site in weight_sites(program)[0]
-        if site.shape[2] <= most and program.plan[site.weight].scheme.bits < BYTE
-    ]
+    sites = [site for site in weight_sites(program)[0] if site.shape[2] <= most and _gains(program, site)]
     found = {}
     for part in moment_parts(sites):
         moments = second_moments(program, ctx, part)
@@ -94,3 +90,10 @@ def weight_rounders(program: Program, ctx: Context, most: int = LARGEST) -> dict
             limit = code_limit(program, site.units, ctx.target)
             found[site.weight] = WeightRounder(site, moments[site.weight], limit)
     return found
+
+
+def _gains(program: Program, site: Site) -> bool:
+    """Whether rounding matters to a weight."""
+    decision, values = program.plan[site.weight], float_values(site.nodes[0].inputs[1])
+    assert values is not None
+    return decision.scheme.bits < BYTE or is_coarse(values, decision, site.axis)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.affine import SMALLEST_SCALE, QuantParams, quantize
+from onnxq.affine import SMALLEST_SCALE, QuantParams, dequantize, quantize
 from onnxq.errors import DataError
-from onnxq.program import Program, Unit
+from onnxq.program import Program, QuantDecision, Unit
 from onnxq.quantizers import weight_params
 from onnxq.saturation import excess, pair_limit, peaks
 from onnxq.scheme import QuantScheme
@@ -20,6 +20,7 @@ from onnxq.target import Target
 Codes = NDArray[np.integer[Any]]
 
 LARGEST_DB = 300.0
+ENOUGH_DB = 25.0  # of signal to noise, for half of the channels of a weight
 LARGEST_PAIR = 256  # two codes of int8: a limit from here on is none
 
 
@@ -114,6 +115,13 @@ def safe_codes(
     wide = np.asarray(np.maximum(params.scale, least if params.scale.ndim else least.max()))
     safe = replace(params, scale=np.where(over, wide, params.scale) if wide.ndim else wide)
     return safe, quantize(values, safe), int(over.sum())
+
+
+def is_coarse(values: NDArray[np.float32], decision: QuantDecision, axis: int) -> bool:
+    """Whether half of the output channels keep less than ENOUGH_DB with the codes that they have."""
+    assert decision.codes is not None
+    assert decision.params is not None
+    return typical_sqnr_db(values, dequantize(decision.codes, decision.params), axis) < ENOUGH_DB
 
 
 def typical_sqnr_db(values: NDArray[np.float32], approximation: NDArray[np.float32], axis: int) -> float:

@@ -10,16 +10,14 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from onnxq.affine import dequantize
 from onnxq.graph import float_values
 from onnxq.moments import Site, moment_parts, second_moments, weight_sites
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
 from onnxq.rounded import LARGEST, WeightRounder
-from onnxq.weights import code_limit, typical_sqnr_db
+from onnxq.weights import ENOUGH_DB, code_limit, is_coarse
 
 TINY = 1e-12
-ENOUGH_DB = 25.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class RoundWeights(Pass):
         reasons = {site.weight: self._refusal(program, site) for site in found}
         skipped |= {n.name: why for site in found for n in site.nodes if (why := reasons[site.weight])}
         sites = [site for site in found if not reasons[site.weight]]
-        if self.when == "needed" and all(_keeps_enough(program, site) for site in sites):
+        if self.when == "needed" and not any(_is_coarse(program, site) for site in sites):
             reason = f"half of its channels keep {ENOUGH_DB:.0f} dB as they are"
             return PassResult(0, skipped | {node.name: reason for site in sites for node in site.nodes})
         if ctx.data is None:
@@ -73,11 +71,7 @@ class RoundWeights(Pass):
         )
 
 
-def _keeps_enough(program: Program, site: Site) -> bool:
-    """Whether half of the output channels keep ENOUGH_DB with the codes that they have."""
-    decision = program.plan[site.weight]
+def _is_coarse(program: Program, site: Site) -> bool:
     values = float_values(site.nodes[0].inputs[1])
     assert values is not None
-    assert decision.codes is not None
-    assert decision.params is not None
-    return typical_sqnr_db(values, dequantize(decision.codes, decision.params), site.axis) >= ENOUGH_DB
+    return is_coarse(values, program.plan[site.weight], site.axis)

@@ -1,8 +1,8 @@
 """Choose the p-norm whose layer-wise ranges give the network the least loss: the first two stages of LAPQ.
 
 The loss is evaluated at some values of p, and near its minimum a parabola says where the best lies: Nahshan et al., "Loss Aware
-Post-training Quantization", arXiv 1911.07190. How the parabola is guarded: `onnxq.search.quadratic`. Other methods are tried
-too: where tensors have few large values, one of those may be ahead of every norm.
+Post-training Quantization", arXiv 1911.07190. How the parabola is guarded: `onnxq.search.quadratic`. Other methods are
+tried too: where tensors have few large values, one of those may be ahead of every norm.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ RIVALS = ("minmax", "percentile", "entropy", "aciq")
 
 @dataclass(frozen=True)
 class SearchNorm(Pass):
-    """Choose steps below 8 bits by the p-norm, or another range method, of least loss.
+    """Choose steps of coarse tensors by the p-norm, or another range method, of least loss.
 
     Attributes:
         loss: auto, cross-entropy, kl, mse, cosine or FILE.py:FUNCTION.
         samples: calibration samples to evaluate the loss on, those held back included.
         correction: of biases, as correct-bias makes it afterwards; `exact` is searched as `output`.
-        rounding: of weights below 8 bits: with error `feedback`, as round-weights does, or to the `nearest` code.
+        rounding: of coarse weights: with error `feedback`, as round-weights does, or to the `nearest` code.
         least: smallest p to try at first.
         most: largest p to try at first.
         points: values of p between them.

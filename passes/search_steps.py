@@ -1,7 +1,7 @@
 """Find all step sizes together by the network's loss: the joint stage of LAPQ.
 
-From the steps that the plan has, Powell's method minimises the loss over one factor for each tensor below 8 bits (over all
-tensors where none is): Nahshan et al., "Loss Aware Post-training Quantization", arXiv 1911.07190. The search is
+From the steps that the plan has, Powell's method minimises the loss over one factor for each coarse tensor (over all tensors
+where none is): Nahshan et al., "Loss Aware Post-training Quantization", arXiv 1911.07190. The search is
 `onnxq.search`, the loss `onnxq.simulate`. A step is taken only if it does not lose on calibration samples that are held back.
 """
 
@@ -33,10 +33,11 @@ class SearchSteps(Pass):
         loss: auto, cross-entropy, kl, mse, cosine or FILE.py:FUNCTION.
         samples: calibration samples to evaluate the loss on, those held back included.
         correction: of biases, as correct-bias makes it afterwards; `exact` is searched as `output`.
-        rounding: of weights below 8 bits: with error `feedback`, as round-weights does, or to the `nearest` code.
+        rounding: of coarse weights: with error `feedback`, as round-weights does, or to the `nearest` code.
         budget: most evaluations, such as 200, or time, such as 90s or 2m; none for as long as it pays.
         sweeps: most sweeps over all steps.
-        variables: the steps of `narrow` tensors, below 8 bits, where there are any; or `all`.
+        variables: the steps of `coarse` tensors, those below 8 bits and weights that 8 bits serve badly, where there are any;
+            or of `all`.
         hold: check each `step`, each `sweep` or nothing (`none`) on the samples held back.
         checkpoint: file that keeps the state of the search, to go on from.
         cluster: local:N or the address of a Dask scheduler, to evaluate the loss there.
@@ -49,7 +50,7 @@ class SearchSteps(Pass):
     rounding: Rounding = "feedback"
     budget: str | None = None
     sweeps: int = 3
-    variables: Literal["narrow", "all"] = "narrow"
+    variables: Literal["coarse", "all"] = "coarse"
     hold: Literal["step", "sweep", "none"] = "step"
     checkpoint: str | None = None
     cluster: str | None = None
@@ -58,7 +59,7 @@ class SearchSteps(Pass):
         evaluator = Evaluator(
             program, ctx, self.loss, self.samples, rounding=self.rounding, correct=self.correction != "none"
         )
-        chosen = list(range(len(evaluator.variables))) if self.variables == "all" else _narrow(evaluator)
+        chosen = list(range(len(evaluator.variables))) if self.variables == "all" else evaluator.coarse()
         with spread(evaluator, self.cluster) as losses:
             result = self._search(_Chosen(losses, len(evaluator.variables), chosen), evaluator, ctx)
         evaluator.apply(_full(result.point, len(evaluator.variables), chosen))
@@ -104,13 +105,6 @@ class SearchSteps(Pass):
             "loss_start": evaluator.evaluate(np.zeros(len(evaluator.variables))),
         }
         return Checkpoint(Path(self.checkpoint), identity)
-
-
-def _narrow(evaluator: Evaluator) -> list[int]:
-    """Variables below 8 bits, all where there are none."""
-    widths = evaluator.widths()
-    low = [i for i, bits in enumerate(widths) if bits < 8]
-    return low or list(range(len(widths)))
 
 
 @dataclass(frozen=True)

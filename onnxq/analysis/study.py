@@ -155,9 +155,7 @@ class _Study:
     def __init__(self, program: Program, ctx: Context, loss: str, samples: int) -> None:
         self.program, self.ctx, self.samples = program, ctx, samples
         self.evaluator = Evaluator(program, ctx, loss, samples)
-        widths = self.evaluator.widths()
-        low = [i for i, width in enumerate(widths) if width < BYTE]
-        self.chosen = low or list(range(len(widths)))
+        self.chosen = self.evaluator.coarse()
         self.names = [self.evaluator.variables[i].name for i in self.chosen]
         self.expected = 0
 

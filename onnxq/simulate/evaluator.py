@@ -100,7 +100,7 @@ class Evaluator:
         loss: name of a loss; see `find_loss`.
         samples: how many to evaluate on, the held-back ones included.
         correct: whether the shift that quantized weights cause is taken out of the biases, as the pass correct-bias does.
-        rounding: of weights below 8 bits whose steps change: with error `feedback`, as the pass round-weights does, or to the
+        rounding: of coarse weights whose steps change: with error `feedback`, as the pass round-weights does, or to the
             `nearest` code.
         memory: bytes to keep at the cuts.
         segments: to cut the network into, at most.
@@ -195,9 +195,9 @@ class Evaluator:
             found.append(BatchSum(number, total, sample.batch.size))
         return found
 
-    def widths(self) -> list[int]:
-        """Bits of the codes that each variable scales."""
-        return self._steps.widths()
+    def coarse(self) -> list[int]:
+        """Places of the variables that scale what loses much, all where nothing does; see `Weights.coarse`."""
+        return self._steps.coarse() or list(range(len(self.variables)))
 
     def float_loss(self, part: Part = "search") -> float:
         """The loss of the float model."""

@@ -102,8 +102,9 @@ def find_loss(name: str, reference: Outputs, labels: Array | None) -> Loss:
     """The loss of that name.
 
     Args:
-        name: one of `LOSSES`, FILE.py:FUNCTION with the arguments of a per-sample loss, or `auto`: cross-entropy where labels say
-            something that the float model does not know by heart, else KL for class scores and squared error for anything else.
+        name: one of `LOSSES`, FILE.py:FUNCTION with the arguments of a per-sample loss, or `auto`: cross-entropy where labels are
+            no fewer than classes and say something that the float model does not know by heart, else KL for class scores and
+            squared error for anything else.
         reference: outputs of the float model on some samples, by which `auto` decides.
         labels: of those samples, or None.
 
@@ -126,6 +127,8 @@ def _automatic(reference: Outputs, labels: Array | None) -> str:
     if labels is None or labels.shape != scores.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         return "kl"
     if labels.min(initial=0) < 0 or labels.max(initial=0) >= scores.shape[1]:
+        return "kl"
+    if len(labels) < scores.shape[1]:
         return "kl"
     return "cross-entropy" if cross_entropy(reference, reference, labels).mean() > KNOWN_BY_HEART else "kl"
 

@@ -2,7 +2,8 @@
 
     Delta_p = argmin ||Q_Delta(X) - X||_p        for each tensor on its own
 
-(Nahshan et al., arXiv 1911.07190, section 3.2). Tensors of 8 bits keep the ranges that they have.
+(Nahshan et al., arXiv 1911.07190, section 3.2). Activations of 8 bits, and weights that fare well with
+them, keep the ranges that they have.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ BYTE = 8
 
 
 def choose_layerwise(program: Program, weights: Weights, method: str) -> None:
-    """Write the grids of a range method, such as lp=2.5, into the plan, for every tensor below 8 bits.
+    """Write the grids of a range method, such as lp=2.5, into the plan, for every tensor that loses much with its own.
 
     Raises:
         DataError: a tensor has no histogram.
@@ -30,13 +31,15 @@ def choose_layerwise(program: Program, weights: Weights, method: str) -> None:
     tables = {d.group for t, d in program.plan.items() if d.is_weight and t not in weights.sites}
     chosen: dict[str, QuantParams] = {}
     for tensor, decision in list(program.plan.items()):
-        if decision.scheme.bits >= BYTE or decision.group in tables or decision.points is not None:
+        if decision.group in tables or decision.points is not None:
             continue
-        if tensor in weights.sites:
+        if tensor in weights.sites and tensor in weights.coarse:
             assert decision.axis is not None
             factors = program.folded.get(tensor)
             params = step_params(method, weights.values[tensor], decision.axis, decision.scheme, factors)
             program.plan[tensor] = weights.coded(tensor, params)
+            continue
+        if tensor in weights.sites or decision.scheme.bits >= BYTE:
             continue
         if decision.group not in chosen:
             statistics = program.statistics.get(decision.group)

@@ -19,9 +19,10 @@ from onnxq.program import Program, QuantDecision, Unit
 from onnxq.rounded import WeightRounder
 from onnxq.saturation import kernel_kind
 from onnxq.target import Target
-from onnxq.weights import code_limit, safe_codes
+from onnxq.weights import code_limit, is_coarse, safe_codes
 
 NO_ROUNDERS: Mapping[str, WeightRounder] = MappingProxyType({})
+BYTE = 8
 REMEMBERED = 4  # decisions of a tensor at as many factors
 
 
@@ -74,6 +75,7 @@ class Weights:
         values: float weights by name.
         start: decisions at factor 1.
         sites: kind of kernel, output-channel axis and pair limit of each weight that is no table.
+        coarse: those that lose much at their start: below 8 bits, or with little signal to noise in half of their channels.
         rounders: make the codes of weights, where they are not rounded to nearest.
     """
 
@@ -81,6 +83,7 @@ class Weights:
     values: dict[str, NDArray[np.float32]]
     start: dict[str, QuantDecision]
     sites: dict[str, tuple[str, int, int]]
+    coarse: frozenset[str] = frozenset()
     rounders: Mapping[str, WeightRounder] = field(default_factory=dict)
 
     @classmethod
@@ -93,7 +96,7 @@ class Weights:
         for unit in program.units.values():
             if unit.weight is not None:
                 readers.setdefault(unit.weight, []).append(unit)
-        values, start, sites = {}, {}, {}
+        values, start, sites, coarse = {}, {}, {}, set()
         for weight, units in readers.items():
             found = float_values(tensors[weight])
             assert found is not None
@@ -101,7 +104,10 @@ class Weights:
             if not units[0].is_table:
                 kind = min(kernel_kind(nodes[u.name]) for u in units)
                 sites[weight] = kind, units[0].channel_axis, code_limit(program, units, target)
-        return cls(program, values, start, sites, rounders)
+            narrow = start[weight].scheme.bits < BYTE
+            if narrow or (weight in sites and is_coarse(found, start[weight], units[0].channel_axis)):
+                coarse.add(weight)
+        return cls(program, values, start, sites, frozenset(coarse), rounders)
 
     def at(self, weight: str, factor: float) -> QuantDecision:
         """The decision with the steps of the start times a factor.
@@ -153,10 +159,13 @@ class Steps:
         places = {tensor: self._places.get(self._name(tensor)) for tensor in self.plan}
         return {t: self._at(t, 1.0 if place is None else factors[place]) for t, place in places.items()}
 
-    def widths(self) -> list[int]:
-        """Bits of the codes that each variable scales."""
-        bits = {self._name(tensor): decision.scheme.bits for tensor, decision in self.plan.items()}
-        return [bits[v.name] for v in self.variables]
+    def coarse(self) -> list[int]:
+        """Places of the variables that scale what loses much: narrow activations and coarse weights."""
+        found = {self._name(t) for t in self.plan if self._loses_much(t)}
+        return [i for i, v in enumerate(self.variables) if v.name in found]
+
+    def _loses_much(self, tensor: str) -> bool:
+        return tensor in self.weights.coarse or self.plan[tensor].scheme.bits < BYTE
 
     def _name(self, tensor: str) -> str:
         """The variable that scales a tensor; a table shares that of the activations it becomes."""

@@ -72,6 +72,7 @@ def test_what_auto_stands_for() -> None:
     assert find_loss("auto", {"y": unsure}, LABELS).name == "cross-entropy"
     assert find_loss("auto", {"y": sure}, LABELS).name == "kl"  # it knows these samples by heart
     assert find_loss("auto", {"y": unsure}, None).name == "kl"
+    assert find_loss("auto", {"y": unsure[:4]}, LABELS[:4]).name == "kl"  # fewer than there are classes
     assert find_loss("auto", {"y": unsure[:, :1]}, None).name == "mse"
     assert find_loss("auto", {"y": unsure, "z": unsure}, LABELS).name == "mse"
 
