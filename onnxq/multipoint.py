@@ -65,7 +65,8 @@ def point_layer(
     codes = as_rows(decision.codes, site.kind, site.axis)
     scale = np.broadcast_to(decision.params.scale, len(rows))
     scheme = decision.scheme
-    grid = Grid((scheme.qmin, scheme.qmax), partners(values.shape, site.kind, site.axis), limit)
+    turned = form == "fold"  # a row that a kernel computes by itself has a scale, which is positive
+    grid = Grid((scheme.qmin, scheme.qmax), partners(values.shape, site.kind, site.axis), limit, turned)
     least = least_scales(program, site.units) if ctx.target.bias == "int32" else 0.0
     counts = range(2, _useful(grid, most) + 1)
     folded = [fold_free(rows, grid, count, moment, least) for count in counts]

@@ -19,8 +19,6 @@ Codes = NDArray[np.integer[Any]]
 
 Form = Literal["fold", "rows"]
 
-LARGEST_FACTOR = 255
-
 
 @dataclass(frozen=True, eq=False)
 class PointRows:
@@ -72,18 +70,23 @@ def point_rows(
     rows = np.moveaxis(codes, axis, 0).astype(np.int8)
     most = max((len(points) for _, points, _ in further), default=1)
     places = np.repeat(np.arange(len(rows))[:, None], most, axis=1)
-    factors = np.zeros(places.shape, np.uint8)
+    factors = np.zeros(places.shape, np.int64)
     factors[:, 0] = 1
     stored, count = [rows], len(rows)
     for channels, points, ratio in further:
         each = len(points)
-        powers = ratio[:, None] ** np.arange(each - 1, -1, -1)
-        if powers.size and powers.max() > LARGEST_FACTOR:
-            raise ValueError(f"a factor of {powers.max()} does not fit into 8 bits")
         rows[channels] = points[0]
         stored.append(points[1:].reshape(-1, *rows.shape[1:]).astype(np.int8))
         added = np.arange((each - 1) * len(channels)).reshape(each - 1, -1).T
         places[channels, 1:each] = count + added
-        factors[channels, :each] = powers
+        factors[channels, :each] = ratio[:, None] ** np.arange(each - 1, -1, -1)
         count += added.size
-    return PointRows(np.concatenate(stored), places, factors, axis, form)
+    return PointRows(np.concatenate(stored), places, _in_a_byte(factors), axis, form)
+
+
+def _in_a_byte(factors: NDArray[np.int64]) -> NDArray[np.uint8 | np.int8]:
+    kind: type[np.uint8 | np.int8] = np.int8 if factors.min(initial=0) < 0 else np.uint8
+    least, most = np.iinfo(kind).min, np.iinfo(kind).max
+    if factors.size and not (least <= factors.min() and factors.max() <= most):
+        raise ValueError(f"factors from {factors.min()} to {factors.max()} do not fit into 8 bits")
+    return factors.astype(kind)

@@ -145,5 +145,5 @@ def test_further_points_take_their_bits() -> None:
 
 def test_a_factor_beyond_a_byte_is_refused() -> None:
     codes = random_codes(4, (3, 5), True)
-    with pytest.raises(ValueError, match="factor of 256"):
+    with pytest.raises(ValueError, match="factors from 0 to 256"):
         point_rows(codes, 0, [(np.array([1]), random_codes(4, (3, 1, 5), True), np.array([16]))])
