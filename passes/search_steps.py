@@ -7,6 +7,7 @@ where none is): Nahshan et al., "Loss Aware Post-training Quantization", arXiv 1
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -23,6 +24,8 @@ from onnxq.search.objective import Objective, Part
 from onnxq.simulate import Evaluator, Rounding
 
 Vector = NDArray[np.float64]
+
+SWEPT = 0.5  # of the network, that an evaluation runs on average when steps change one by one
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,11 @@ class SearchSteps(Pass):
     def _search(self, objective: _Chosen, evaluator: Evaluator, ctx: Context) -> Result:
         count, rules = len(objective.chosen), Rules(sweeps=self.sweeps, hold=self.hold)
         expected = estimate(objective, count, rules)
-        ctx.progress(f"joint search of {count} steps, about {expected:.0f} evaluations", 0, None)
+        begun = time.perf_counter()
+        objective.evaluate(np.zeros(count))
+        seconds = expected * SWEPT * (time.perf_counter() - begun)
+        label = f"joint search of {count} steps, about {expected:.0f} evaluations in {seconds:.0f} s"
+        ctx.progress(label, 0, None)
         return minimize(
             objective,
             count,
