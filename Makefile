@@ -36,7 +36,11 @@ types: dev  ## check types
 bench: dev  ## measure everything that README and docs quote (ONNXQ_DATA needed)
 	$(BIN)/python bench/run.py
 
+docs: dev  ## write the pages and tables that follow from passes and results
+	$(BIN)/python docs/passes.py
+	$(BIN)/python bench/table.py
+
 clean:  ## remove what the build and the tools leave
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis digits_cnn_int8.onnx
 
-.PHONY: help dev demo test lint format types bench clean
+.PHONY: help dev demo test lint format types bench docs clean

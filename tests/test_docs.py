@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -58,6 +59,13 @@ def test_every_pass_is_listed_with_help_for_it_and_its_options() -> None:
     for name in files:
         assert listed[name]["help"].endswith("."), name
         assert [o["name"] for o in listed[name]["options"] if not o["help"]] == [], name
+
+
+def test_the_page_of_passes_is_what_the_passes_say() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "passes.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_pass_of_a_preset_is_built_in() -> None:
