@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +11,17 @@ from types import ModuleType
 
 import onnx
 import pytest
+import typer
 from onnx import ModelProto
 
 from onnxq import Pass
+from onnxq.cli import app
 from onnxq.commands.listing import list_passes
 from onnxq.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "writing-a-pass.md"
+USERS = ROOT / "docs" / "guide.md"
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("models/*.md")]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -49,6 +53,31 @@ def test_the_guide_to_writing_a_pass_runs(
     kept = {line.split()[0] for line in small}
     assert kept <= {n.name for n in saved.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")}
     assert any(n.op_type == "QuantizeLinear" for n in saved.graph.node)  # larger layers are quantized
+
+
+def test_the_sessions_of_the_guide_run(tmp_path: Path) -> None:
+    (tmp_path / "models").symlink_to(ROOT / "models", target_is_directory=True)
+    commands = re.findall(r"^\$ onnxq (.*)$", USERS.read_text("utf-8"), re.MULTILINE)
+    assert len(commands) >= 10
+    (tmp_path / "calib.py").write_text(blocks(USERS, "python")[0])
+    commands.append("compile models/digits_cnn.onnx -o own.onnx --calib calib.py:feeds")
+    for command in commands:
+        words = [sys.executable, "-m", "onnxq", *shlex.split(command)]
+        words += ["--samples", "64"] if {"analyze", "lapq"} & set(words) else []  # the longest of them
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, (command, done.stderr)
+
+
+def test_options_named_in_the_pages_exist() -> None:
+    """Those in code quotes, beside the commands that run above."""
+    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
+    known = {"--help"} | {option for c in commands for p in c.params for option in p.opts}
+    assert "--calib" in known
+    for page in (USERS, *(ROOT / "docs" / name for name in ("lapq.md", "multipoint.md", "passes.md"))):
+        named = set(
+            re.findall(r"(?<![\w-])--[a-z][a-z-]+", re.sub(r"<!--.*?-->", "", page.read_text("utf-8")))
+        )
+        assert named - known == set(), page.name
 
 
 def test_every_pass_is_listed_with_help_for_it_and_its_options() -> None:
@@ -101,6 +130,6 @@ def test_the_pages_that_must_be_there_link_to_others() -> None:
 
 def test_files_named_in_the_guides_exist() -> None:
     """Paths in code quotes that name a file or folder of the repository."""
-    for page in (GUIDE, ROOT / "docs" / "design.md", ROOT / "CONTRIBUTING.md"):
+    for page in (GUIDE, USERS, ROOT / "docs" / "design.md", ROOT / "CONTRIBUTING.md"):
         named = re.findall(r"`((?:onnxq|passes|tests|docs|bench|models)/[\w./-]*)`", page.read_text("utf-8"))
         assert [name for name in named if not (ROOT / name).exists()] == [], page.name
