@@ -33,7 +33,7 @@ def preset_pipeline(
         form: `qdq` or `integer`; None for the preset's own.
         data: whether there are calibration samples; without them the preset's counterpart that needs none is taken.
         joint: whether all steps are searched together by the network's loss (LAPQ), which needs histograms.
-        points: whether some channels get further points, behind all that chooses steps and codes.
+        points: whether some channels get further points. The joint search comes behind them: it sees the weights that remain.
 
     Raises:
         UsageError: there is no preset or form of that name, or the preset has one form only.
@@ -48,11 +48,11 @@ def preset_pipeline(
         raise UsageError(f"preset {chosen!r} has no steps of activations to search (ranges=lapq)")
     if points and BIAS not in text.split():
         raise UsageError(f"preset {chosen!r} has no integer layers whose channels could have further points")
+    if points:
+        text = text.replace(f" {BIAS} ", f" {POINTS} {BIAS} ")
     if joint:
         words = text.replace(f" {BIAS} ", f" {JOINT} {BIAS} ").split()
         text = " ".join("calibrate:ranges=mse" if word == "calibrate" else word for word in words)
-    if points:
-        text = text.replace(f" {BIAS} ", f" {POINTS} {BIAS} ")
     if form is None:
         return text
     if "emit-" not in text:

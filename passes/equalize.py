@@ -155,14 +155,14 @@ def _apply(program: Program, channels: Channels, factors: Vector, suffix: str) -
         before, after = factors[layer.source], factors[layer.target]
         before[layer.source == ZERO] = 1.0
         if np.any(before != 1.0) or np.any(after != 1.0):
-            _scale(names, layer, before, after)
+            _scale(program, names, layer, before, after)
     scaled = [name for name, ids in channels.tensors.items() if np.any(factors[ids[ids != ZERO]] != 1.0)]
     for name in scaled:  # statistics and reports go by name, and these values are no longer the model's
         tensors[name].name = names.fresh(f"{name}_{suffix}")
     return len(scaled)
 
 
-def _scale(names: Names, layer: Layer, before: Vector, after: Vector) -> None:
+def _scale(program: Program, names: Names, layer: Layer, before: Vector, after: Vector) -> None:
     """W_oc f_o / f_c and b_o f_o, for factors of the input's and the output's channels."""
     node = layer.node
     weight, bias = node.inputs[1], present(node, 2)
@@ -170,6 +170,8 @@ def _scale(names: Names, layer: Layer, before: Vector, after: Vector) -> None:
     is_transposed = node.op != "Conv" and not node.attrs.get("transB", 0)
     values = matrix[:, :, 0].T if is_transposed else matrix.reshape(weight.shape)
     node.inputs[1] = constant(names, f"{weight.name}_eq", values.astype(np.float32))
+    if weight.name in program.folded:
+        program.folded[node.inputs[1].name] = program.folded[weight.name] * after
     if bias is not None:
         old = float_values(bias)
         assert old is not None

@@ -91,7 +91,7 @@ def test_further_points_stand_behind_what_chooses_codes() -> None:
         steps = choices.resolve(True)
         assert options(steps, "multipoint")["share"] == "0.1"
     names = [p.name for p in Choices(bits="w3a3", ranges="lapq", multipoint_error=0.1).resolve(True).passes]
-    assert names.index("round-weights") < names.index("search-steps") < names.index("multipoint")
+    assert names.index("round-weights") < names.index("multipoint") < names.index("search-norm")
     assert options(Choices(bits="w4a8", multipoint_size="1MB").resolve(True), "multipoint")["size"] == "1MB"
 
 

@@ -199,3 +199,27 @@ def test_a_table_takes_the_codes_of_the_grid_that_was_chosen(parse_program: Pars
     )
     assert np.abs(found.astype(int) - int(params.zero_point) - steps).max() <= 0.5 + 1e-4  # float32 quotient
     assert facts == {"saturating_channels": {}}
+
+
+def test_scales_in_the_pattern_of_a_folded_normalization(parse_program: ParseProgram) -> None:
+    """Equalization moves factors into the weights; the step in front of them stays one for all channels."""
+    norm = "h = Conv(x, w) b = BatchNormalization(h, g, s, m, v) r = Relu(b)"
+    text = f"g ({IMAGE}) => (float[N,5,7,6] y) {{ {norm} y = Conv(r, u) }}"
+    ones, variance = np.ones(6, np.float32), np.geomspace(0.01, 4.0, 6).astype(np.float32)
+    weights = {"w": normal(2, 6, 3, 3, 3), "u": normal(3, 5, 6, 1, 1)}
+    weights |= {"g": -ones, "s": ones, "m": ones, "v": variance}
+    found = {}
+    for pattern in ("batchnorm", "range"):
+        program = parse_program(text, weights)
+        annotate = "annotate:small=0,first_last=same,weights=int4:tensor calibrate choose-ranges"
+        steps = f"fold-batchnorm equalize:when=always {annotate} quantize-weights:pattern={pattern}"
+        context = Context(data=open_data(X, input_specs(program.source)), threads=1)
+        Pipeline.parse(steps).run(program, context)
+        weight = program.graph.nodes[0].inputs[1]
+        found[pattern] = program.params(weight.name).scale
+    size = np.abs(weight.values / weights["w"])[:, 0, 0, 0]  # what both passes multiplied by
+    assert np.ptp(size) > 1.0
+    np.testing.assert_allclose(
+        found["batchnorm"] / size, found["batchnorm"][0] / size[0], rtol=1e-5
+    )  # of float32
+    assert found["range"].ndim == 0
