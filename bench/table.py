@@ -27,6 +27,8 @@ SUMS = {
     "folded": "whole ratio",
     "turned": "either sign",
 }
+RANGES = ("minmax", "aciq", "kld", "mmse", "mmse rounded", "lapq nearest", "lapq")
+STARTS = ("random 0", "random 1", "random 2", "layer-wise", "layer-wise, quadratic")
 METRICS = {"ncf": "hit rate@10", "minilm": "Spearman"}
 
 
@@ -121,6 +123,69 @@ def sums_table(results: dict) -> str:
     return "\n".join(rows)
 
 
+def ranges_table(results: dict) -> str:
+    """Metric by widths and range method; for CIFAR-10 also the agreement with float on 10,000 other images."""
+    rows = [f"| model | W/A | float | {' | '.join(RANGES)} |", "|---" * (len(RANGES) + 3) + "|"]
+    for model, figures in results.items():
+        if model == "versions":
+            continue
+        shaped = {key for key in figures if key.endswith(" shaped")}
+        for widths in dict.fromkeys(key.split()[0] for key in figures if key != "float"):
+            for pattern in ("", " shaped") if f"{widths} lapq shaped" in shaped else ("",):
+                found = (figures.get(f"{widths} {name}{pattern}") for name in RANGES)
+                cells = (_agreement_cell(row) for row in (figures["float"], *found))
+                rows.append(f"| {model} | {widths}{pattern} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _agreement_cell(row: dict | None) -> str:
+    if row is None:
+        return ""
+    agreement = row.get("jpeg")
+    return f"{100 * row['metric']:.1f}" + ("" if agreement is None else f", {100 * agreement:.1f}")
+
+
+def ablations_table(results: dict) -> str:
+    """Starts of the joint search, numbers of samples, and corrections of biases: metric and agreement."""
+    widths = dict.fromkeys(key.split()[0] for key in results["start"])
+    head = " | ".join(f"{w}, {when}" for w in widths for when in ("start", "joint"))
+    rows = [f"| start | {head} |", "|---" * (2 * len(widths) + 1) + "|"]
+    for start in STARTS:
+        found = [results["start"][f"{w} {start}, {when}"] for w in widths for when in ("before", "after")]
+        rows.append(f"| {start} | {' | '.join(_agreement_cell(row) for row in found)} |")
+    sizes = dict.fromkeys(key.split()[1] for key in results["samples"])
+    rows += ["", f"| samples, 4/4 | {' | '.join(sizes)} |", "|---" * (len(sizes) + 1) + "|"]
+    for rounding in ("nearest", "feedback"):
+        cells = (_agreement_cell(results["samples"][f"4/4 {size} {rounding}"]) for size in sizes)
+        rows.append(f"| weights rounded: {rounding} | {' | '.join(cells)} |")
+    kinds = dict.fromkeys(key.split()[2] for key in results["bias"])
+    rows += ["", f"| bias correction | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
+    for case in dict.fromkeys(" ".join(key.split()[:2]) for key in results["bias"]):
+        cells = (_agreement_cell(results["bias"][f"{case} {kind}"]) for kind in kinds)
+        rows.append(f"| {case} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def orders_table(results: dict) -> str:
+    """The joint search and further points: metric, agreement, loss and file size are of what is deployed."""
+    rows = ["| model | scales of a | what runs | top-1, agreement | loss | held back |", "|---" * 6 + "|"]
+    for model, figures in results.items():
+        if model == "versions":
+            continue
+        for key, row in figures.items():
+            scheme, _, order = key.partition(" ")
+            losses = (row.get(name) for name in ("loss_deployed", "held_end"))
+            cells = (
+                model,
+                scheme,
+                order,
+                _agreement_cell(row),
+                *("" if x is None else f"{x:.3f}" for x in losses),
+            )
+            rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
 def _pair(ours: dict, theirs: dict, key: str, form: str, unit: str = "") -> str:
     return " / ".join(
         f"{row[key]:{form}}{unit}" if row.get(key) is not None else "-" for row in (ours, theirs)
@@ -131,6 +196,9 @@ TABLES = (
     ("README.md", "int8.json", table),
     ("README.md", "low_bits.json", widths_table),
     ("docs/lapq.md", "search_cost.json", cost_table),
+    ("docs/lapq.md", "lapq.json", ranges_table),
+    ("docs/lapq.md", "ablations.json", ablations_table),
+    ("docs/multipoint.md", "joint_points.json", orders_table),
     ("docs/multipoint.md", "multipoint.json", points_table),
     ("docs/multipoint.md", "decomposition.json", sums_table),
 )
