@@ -25,6 +25,7 @@ from onnxq.program import Program, QuantDecision
 from onnxq.saturation import as_rows, from_rows, partners
 
 TINY = 1e-30
+UNEVEN = 3  # bits up to which a grid reaches so much further to one side that a negative ratio pays
 
 Counts = NDArray[np.int64]
 
@@ -65,7 +66,9 @@ def point_layer(
     codes = as_rows(decision.codes, site.kind, site.axis)
     scale = np.broadcast_to(decision.params.scale, len(rows))
     scheme = decision.scheme
-    turned = form == "fold"  # a row that a kernel computes by itself has a scale, which is positive
+    turned = (
+        form == "fold" and scheme.bits <= UNEVEN
+    )  # scales of rows that are computed one by one are positive
     grid = Grid((scheme.qmin, scheme.qmax), partners(values.shape, site.kind, site.axis), limit, turned)
     least = least_scales(program, site.units) if ctx.target.bias == "int32" else 0.0
     counts = range(2, _useful(grid, most) + 1)

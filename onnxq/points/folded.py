@@ -90,17 +90,6 @@ class Folded:
     points: NDArray[np.int8]
     error: Vector
 
-    def better_of(self, other: Folded) -> Folded:
-        """The rows of the other where its error is strictly less, and the rest of these."""
-        better = other.error < self.error
-        return Folded(
-            np.where(better[:, None], other.codes, self.codes),
-            np.where(better, other.step, self.step),
-            np.where(better, other.ratio, self.ratio),
-            np.where(better[:, None], other.points, self.points),
-            np.where(better, other.error, self.error),
-        )
-
 
 def fold_fixed(
     rows: Floats,
@@ -129,7 +118,7 @@ def fold_fixed(
     ratios = np.unique(np.rint(np.geomspace(2, max(grid.levels, 2), RATIOS)).astype(int)).tolist()
     trials = ((coarse / ratio ** (count - 1), ratio) for ratio in ratios)
     search = _Search(grid, count, moment, refit=False)
-    return search.fold(rows, list(trials), least, feed)
+    return search.folded(rows, search.best(rows, list(trials), least), feed)
 
 
 def fold_free(
@@ -146,22 +135,15 @@ def fold_free(
     some steps each row takes the best, then once the step of least squares of the codes found. Short rows, whose error has many
     dips, also try the step of the closest point.
     """
-    found = _fold_free(rows, grid, 1, count, moment, least, feed)
-    if not grid.turned:
-        return found
-    return found.better_of(_fold_free(rows, grid, -1, count, moment, least, feed))
+    search = _Search(grid, count, moment, refit=True)
+    best = search.best(rows, _trials(rows, grid, count, 1), least)
+    if grid.turned:
+        best = best.better_of(search.best(rows, _trials(rows, grid, count, -1), least))
+    return search.folded(rows, best, feed)
 
 
-def _fold_free(
-    rows: Floats,
-    grid: Grid,
-    sign: int,
-    count: int,
-    moment: Floats | None,
-    least: Floats | float,
-    feed: bool,
-) -> Folded:
-    """The same with ratios of one sign."""
+def _trials(rows: Floats, grid: Grid, count: int, sign: int) -> list[Trial]:
+    """Steps that rows may choose from, at the ratio of this sign that reaches furthest."""
     ratios = [sign * ratio for ratio in range(2, max(grid.levels, 2) + 1)]
     reaches = [min(-low, high) for low, high in (grid.folded_ends(ratio, count) for ratio in ratios)]
     ratio = ratios[int(np.argmax(reaches))]
@@ -171,7 +153,6 @@ def _fold_free(
     per_octave = int(np.clip(EVALUATIONS // max(rows.shape[1], 1), *PER_OCTAVE))
     wide = WIDE if grid.limit else 0.0
     octaves = np.arange(-int(DEEP * per_octave), wide * per_octave + 1) / per_octave
-    search = _Search(grid, count, moment, refit=True)
     trials = [(peak * 2.0**octave, ratio) for octave in octaves]
     if rows.shape[1] <= SHORT:
         closest, _ = best_point(rows, (low, high))
@@ -180,7 +161,7 @@ def _fold_free(
             (np.where(closest > 0.0, closest, peak), ratio),
             (best_point(rows, (-even, even))[0], ratio),
         ]
-    return search.fold(rows, trials, least, feed)
+    return trials
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +193,8 @@ class _Search:
     moment: Floats | None
     refit: bool
 
-    def fold(self, rows: Floats, trials: list[Trial], least: Floats | float, feed: bool) -> Folded:
+    def best(self, rows: Floats, trials: list[Trial], least: Floats | float) -> _Best:
+        """The best grids of the trials."""
         lowest = np.maximum(np.broadcast_to(np.asarray(least, np.float64), len(rows)), SMALLEST_SCALE)
         codes, ratio = np.zeros(rows.shape, np.float32), np.zeros(len(rows), np.int64)
         step, error = np.zeros(len(rows), np.float32), np.zeros(len(rows))
@@ -224,7 +206,10 @@ class _Search:
             codes[part], step[part], ratio[part], error[part] = best.codes, best.step, best.ratio, best.error
 
         for_each(search, parts(rows.shape, self.moment))
-        best = _Best(codes, step, ratio, error)
+        return _Best(codes, step, ratio, error)
+
+    def folded(self, rows: Floats, best: _Best, feed: bool) -> Folded:
+        """The points on these grids, with error feedback where it lowers the error."""
         if feed and self.moment is not None and self.moment.ndim > 1 and rows.size:
             best = best.better_of(self._fed(rows, best, self.moment))
         points = split(best.codes.astype(np.int8), best.ratio, self.count, self.grid.ends)
