@@ -72,13 +72,13 @@ def deployed(program: Program, ctx: Context, task: Task, out: Path) -> dict[str,
 def by_start(task: Task, out: Path) -> Iterator[tuple[str, dict]]:
     """Rows before and after the joint search."""
     for widths in WIDTHS:
-        plan = PLAN.format(*widths.split("/"))
+        plan, scheme = PLAN.format(*widths.split("/")), f"int{widths[0]}:tensor"
         for start, seed in starts():
             name = f"{widths} {start}" + (f" {seed}" if start == "random" else "")
-            program, ctx = planned(task, SAMPLES, plan)
+            program, ctx = planned(task, SAMPLES, plan, scheme)
             begin(program, ctx, start, seed)
             yield f"{name}, before", deployed(program, ctx, task, out)
-            program, ctx = planned(task, SAMPLES, plan)
+            program, ctx = planned(task, SAMPLES, plan, scheme)
             begin(program, ctx, start, seed)
             found = (
                 SearchSteps(loss="kl", samples=SAMPLES, rounding="nearest").run(program, ctx).facts["lapq"]
@@ -89,13 +89,13 @@ def by_start(task: Task, out: Path) -> Iterator[tuple[str, dict]]:
 
 def by_samples(task: Task, out: Path) -> Iterator[tuple[str, dict]]:
     """Rows by the number of samples searched on, those held back included."""
-    plan = PLAN.format(4, 4)
+    plan, graph = PLAN.format(4, 4), GRAPH.format("int4:tensor")
     for size in SIZES:
         for rounding, behind in (("nearest", ""), ("feedback", "round-weights ")):
             search = behind + SEARCH.format(f"samples={size},rounding={rounding}")
             yield (
                 f"4/4 {size} {rounding}",
-                row(task, f"{GRAPH} {plan} {search} correct-bias emit-qdq", size, out),
+                row(task, f"{graph} {plan} {search} correct-bias emit-qdq", size, out),
             )
 
 
@@ -108,7 +108,7 @@ def by_bias(task: Task, out: Path) -> Iterator[tuple[str, dict]]:
         for name, words in BIASES.items():
             option = "rounding=nearest,correction=" + ("output" if name == "spread" else name)
             for method, search in (("mmse", ""), ("lapq", SEARCH.format(option))):
-                text = " ".join((GRAPH, plan, search, words, "emit-qdq"))
+                text = " ".join((GRAPH.format(f"int{weights}:tensor"), plan, search, words, "emit-qdq"))
                 yield f"{widths} {method} {name}", row(task, text, SAMPLES, out)
 
 

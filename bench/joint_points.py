@@ -45,7 +45,7 @@ def main(names: list[str]) -> None:
             rows = results.setdefault(model, {})
             for scheme in ("channel", "tensor") if model == EVERY else ("channel",):
                 for name in ORDERS if model == EVERY else COMPARED:
-                    text = " ".join((GRAPH, PLAN.format(scheme), ORDERS[name], END))
+                    text = " ".join((GRAPH.format(f"int4:{scheme}"), PLAN.format(scheme), ORDERS[name], END))
                     found = row(tasks[model], text, EFFORTS[model].samples, Path(directory, "model.onnx"))
                     rows[f"{scheme} {name}"] = found
                     shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()}

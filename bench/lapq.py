@@ -31,7 +31,7 @@ import onnxq
 RESULTS = Path(__file__).parent / "results" / "lapq.json"
 NCF_WIDTHS = ("32/8", "8/32", "8/8", "4/8")
 WIDTHS = ("8/4", "8/3", "8/2", "4/4", "4/32", "32/4")
-GRAPH = "fold-constants fold-batchnorm fold-pad flatten-matmul keep-stem equalize"
+GRAPH = "fold-constants fold-batchnorm fold-pad flatten-matmul keep-stem equalize:weights={}"
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,11 @@ def pipeline(widths: str, method: Method, correct: bool, small: bool = False) ->
     weights, activations = widths.split("/")
     sides = "activations" if weights == "32" else "weights" if activations == "32" else "both"
     extra = ",small=0,first_last=same" if small else ""
-    schemes = f"weights=int{min(int(weights), 8)}:tensor,activations=uint{min(int(activations), 8)},sides={sides}{extra}"
+    scheme = f"int{min(int(weights), 8)}:tensor"
+    schemes = f"weights={scheme},activations=uint{min(int(activations), 8)},sides={sides}{extra}"
     ranges = f"ranges={method.ranges}"
     codes = f"quantize-weights:method={method.ranges}{method.weights}"
-    steps = f"{GRAPH} annotate:{schemes} calibrate:{ranges} choose-ranges:{ranges} {codes}"
+    steps = f"{GRAPH.format(scheme)} annotate:{schemes} calibrate:{ranges} choose-ranges:{ranges} {codes}"
     return " ".join((steps, method.behind, "correct-bias" if correct else "", "emit-qdq"))
 
 

@@ -114,6 +114,8 @@ def measure(task: Task, directory: Path, results: dict) -> None:
     paths: dict[str, Path] = {}
     roundings = (True, False) if task.model == EVERY else (True,)
     for rounding, scheme, bits in product(roundings, SCHEMES, WIDTHS):
+        if not rounding and scheme == "channel":
+            continue
         start = Start.of(task, f"int{bits}:{scheme}", rounding)
         for budget, choose in variants(task.model):
             row = f"w{bits}a8{'' if rounding else ' nearest'} {scheme} {budget}% {choose}"

@@ -37,7 +37,8 @@ from onnxq.search.reference import scipy_powell
 from onnxq.simulate import Evaluator
 
 RESULTS = Path(__file__).parent / "results" / "search_cost.json"
-GRAPH = "fold-constants fold-batchnorm fold-pad flatten-matmul keep-stem equalize"
+GRAPH = "fold-constants fold-batchnorm fold-pad flatten-matmul keep-stem equalize:weights={}"
+SCHEME = "int4:tensor"
 PLAN = "annotate:weights=int4:tensor,activations=uint4 calibrate:ranges=mse choose-ranges quantize-weights"
 MODELS = {
     "cifar10_resnet20": 512,
@@ -59,12 +60,12 @@ TRICKS = {  # what is taken away, and what is added
 }
 
 
-def planned(task: Task, samples: int, plan: str = PLAN) -> tuple[Program, Context]:
+def planned(task: Task, samples: int, plan: str = PLAN, scheme: str = SCHEME) -> tuple[Program, Context]:
     """A program with a complete plan."""
     model = prepare(load_model(task.path), 21)[0]
     program = Program.from_model(model)
     ctx = Context(data=open_data(task.calib, input_specs(model)), samples=samples, threads=1)
-    Pipeline.parse(f"{GRAPH} {plan}").run(program, ctx)
+    Pipeline.parse(f"{GRAPH.format(scheme)} {plan}").run(program, ctx)
     return program, ctx
 
 
