@@ -32,7 +32,7 @@ ORDERS = {
     "lapq, points, lapq": f"{SEARCH} {POINTS} search-steps",
 }
 EVERY = "cifar10_resnet20"
-COMPARED = ("neither", "lapq", "points, lapq")
+COMPARED = ("neither", "lapq", "lapq, points", "points, lapq", "lapq, points, lapq")
 
 
 def main(names: list[str]) -> None:

@@ -28,6 +28,15 @@ SUMS = {
     "turned": "either sign",
 }
 RANGES = ("minmax", "aciq", "kld", "mmse", "mmse rounded", "lapq nearest", "lapq")
+JOINT = ("cifar10_resnet20", "cifar10_resnet56", "imagenet_squeezenet1_1", "imagenet_mobilenetv1_025")
+SHOWN = {
+    "minmax": "min-max",
+    "aciq": "ACIQ",
+    "kld": "KLD",
+    "mmse": "MMSE",
+    "lapq": "LAPQ",
+    "shaped": "LAPQ, shaped scales",
+}
 STARTS = ("random 0", "random 1", "random 2", "layer-wise", "layer-wise, quadratic")
 METRICS = {"ncf": "hit rate@10", "minilm": "Spearman"}
 
@@ -138,6 +147,20 @@ def ranges_table(results: dict) -> str:
     return "\n".join(rows)
 
 
+def joint_table(results: dict) -> str:
+    """The rows in which the joint search has most to do, beside methods that look at one tensor at a time."""
+    rows = [f"| model | W/A | float | {' | '.join(SHOWN.values())} |", "|---" * (len(SHOWN) + 3) + "|"]
+    for model in JOINT:
+        figures = results[model]
+        for widths in ("8/4", "8/3", "4/4", "4/32"):
+            shaped = figures.get(f"{widths} lapq shaped")
+            found = [figures["float"], *(figures[f"{widths} {name}"] for name in SHOWN if name != "shaped")]
+            cells = [f"{100 * row['metric']:.1f}" for row in found]
+            cells.append("" if shaped is None else f"{100 * shaped['metric']:.1f}")
+            rows.append(f"| {model} | {widths} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def _agreement_cell(row: dict | None) -> str:
     if row is None:
         return ""
@@ -195,6 +218,7 @@ def _pair(ours: dict, theirs: dict, key: str, form: str, unit: str = "") -> str:
 TABLES = (
     ("README.md", "int8.json", table),
     ("README.md", "low_bits.json", widths_table),
+    ("README.md", "lapq.json", joint_table),
     ("docs/lapq.md", "search_cost.json", cost_table),
     ("docs/lapq.md", "lapq.json", ranges_table),
     ("docs/lapq.md", "ablations.json", ablations_table),
