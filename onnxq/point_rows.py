@@ -9,15 +9,19 @@ hurt most more than one row. Where factors are whole, the sum is one code per we
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxq.points.digits import split
+
 Codes = NDArray[np.integer[Any]]
 
 Form = Literal["fold", "rows"]
+
+LARGEST_CODE = 127  # of a kernel
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +54,31 @@ class PointRows:
         terms = zip(self.places.T, self.factors.T.astype(np.int16), strict=True)
         sums = sum(factor.reshape(shape) * self.rows[place] for place, factor in terms)
         return np.ascontiguousarray(np.moveaxis(sums, 0, self.axis), np.int8)
+
+    def reach(self, ends: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Smallest and largest code of each channel, (channels,), where a row has these ends; within what a kernel takes."""
+        sums = np.sort(self.factors.astype(np.int64)[:, :, None] * np.array(ends), axis=2).sum(axis=1)
+        return np.maximum(sums[:, 0], -LARGEST_CODE), np.minimum(sums[:, 1], LARGEST_CODE)
+
+    def with_codes(self, codes: NDArray[np.int8], ends: tuple[int, int]) -> PointRows:
+        """The same rows of the same channels at the same factors, for other codes.
+
+        Args:
+            codes: in the weight's own layout, within `reach`.
+            ends: smallest and largest code of a row.
+
+        Raises:
+            ValueError: a code is out of reach.
+        """
+        wanted = np.moveaxis(codes, self.axis, 0).reshape(len(self.places), -1)
+        rows = np.empty((len(self.rows), wanted.shape[1]), np.int8)
+        counts = np.count_nonzero(self.factors, axis=1)
+        for count in np.unique(counts).tolist():
+            channels = np.flatnonzero(counts == count)
+            ratio = self.factors[channels, max(count - 2, 0)].astype(np.int64)
+            points = split(wanted[channels], ratio, count, ends)
+            rows[self.places[channels, :count].T] = points
+        return replace(self, rows=rows.reshape(self.rows.shape))
 
 
 def point_rows(

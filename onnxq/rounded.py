@@ -24,6 +24,7 @@ from onnxq.weights import code_limit, is_coarse
 LARGEST = 1152
 BYTE = 8
 
+Codes = NDArray[np.integer[Any]]
 Rows = NDArray[np.float64]
 
 
@@ -53,16 +54,25 @@ class WeightRounder:
         scale = np.broadcast_to(params.scale.astype(np.float64), codes.shape[site.axis]).reshape(
             site.shape[:2]
         )
-        scheme = decision.scheme
-        least = -scheme.qmax if scheme.bits == 8 else scheme.qmin  # with few codes, each counts
-        fed = self._feedback.round(self._rows, scale, self._partners, self._limit, (least, scheme.qmax))
+        fed = self._feedback.round(self._rows, scale, self._partners, self._limit, self._ends(decision))
         before, after = (
             output_error(self._rows - trial * scale[:, :, None], self._moment) for trial in (nearest, fed)
         )
         best = np.where((after < before)[:, :, None], fed, nearest)
         flat = best.reshape(-1, site.shape[2]).astype(codes.dtype)
         left = float(np.minimum(after, before).sum() / max(before.sum(), np.finfo(np.float64).tiny))
-        return replace(decision, codes=from_rows(flat, codes.shape, site.kind, site.axis)), left
+        return with_codes(decision, from_rows(flat, codes.shape, site.kind, site.axis)), left
+
+    def _ends(self, decision: QuantDecision) -> tuple[int | Rows, int | Rows]:
+        """Smallest and largest code, () or (groups, rows)."""
+        scheme = decision.scheme
+        if decision.points is not None:
+            low, high = (end.astype(float) for end in decision.points.reach((scheme.qmin, scheme.qmax)))
+            return low.reshape(self._site.shape[:2]), high.reshape(self._site.shape[:2])
+        return (
+            -scheme.qmax if scheme.bits == BYTE else scheme.qmin,
+            scheme.qmax,
+        )  # with few codes, each counts
 
     @cached_property
     def _feedback(self) -> Feedback:
@@ -70,6 +80,15 @@ class WeightRounder:
 
     def _as_rows(self, weight: NDArray[Any]) -> Rows:
         return as_rows(weight.astype(np.float64), self._site.kind, self._site.axis).reshape(self._site.shape)
+
+
+def with_codes(decision: QuantDecision, codes: Codes) -> QuantDecision:
+    """The decision with other codes on the same grids, and the rows that they are sums of where it has several points."""
+    scheme, points = decision.scheme, decision.points
+    if points is None:
+        return replace(decision, codes=codes)
+    sums = codes.astype(np.int8)
+    return replace(decision, codes=sums, points=points.with_codes(sums, (scheme.qmin, scheme.qmax)))
 
 
 def weight_rounders(program: Program, ctx: Context, most: int = LARGEST) -> dict[str, WeightRounder]:

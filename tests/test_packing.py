@@ -133,6 +133,33 @@ def test_sums_of_rows(bits: int, shape: tuple[int, ...], axis: int, packed: tupl
     assert [n.op_type for n in optimized_model(model).graph.node] == ["Add"]
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_other_codes_within_reach(bits: int, axis: int) -> None:
+    """The same channels keep their points: every code that their rows can sum up to is one, and no other."""
+    points = random_points(bits, (16, 40), axis)
+    ends = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    low, high = points.reach(ends)
+    grids = [
+        np.array(np.meshgrid(*[np.arange(ends[0], ends[1] + 1)] * np.count_nonzero(f)))
+        for f in points.factors
+    ]
+    for channel, (factors, grid) in enumerate(zip(points.factors.astype(int), grids, strict=True)):
+        sums = np.tensordot(factors[factors != 0], grid, 1)
+        assert (low[channel], high[channel]) == (max(sums.min(), -127), min(sums.max(), 127))
+    rng = np.random.default_rng(bits)
+    shape = (len(low), points.rows.shape[1])
+    codes = np.moveaxis(rng.integers(low[:, None], high[:, None] + 1, shape).astype(np.int8), 0, axis)
+    other = points.with_codes(codes, ends)
+    np.testing.assert_array_equal(other.codes(), codes)
+    assert other.rows.min() >= ends[0]
+    assert other.rows.max() <= ends[1]
+    np.testing.assert_array_equal(other.places, points.places)
+    beyond = np.moveaxis(np.repeat(high[:, None] + 1, shape[1], axis=1), 0, axis)
+    with pytest.raises(ValueError, match="do not split"):
+        points.with_codes(beyond.astype(np.int16), ends)
+
+
 def test_further_points_take_their_bits() -> None:
     codes, ratio = random_codes(4, (64, 512), True), np.full(32, 4)
     further = random_codes(4, (2, 32, 512), True) // 2

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from onnxq.affine import QuantParams, quantize
 from onnxq.graph import float_values
+from onnxq.point_rows import PointRows
 from onnxq.program import Program, QuantDecision, Unit
-from onnxq.rounded import WeightRounder
-from onnxq.saturation import kernel_kind
+from onnxq.rounded import WeightRounder, with_codes
+from onnxq.rounding import cut_pairs
+from onnxq.saturation import as_rows, from_rows, kernel_kind, partners
 from onnxq.target import Target
 from onnxq.weights import code_limit, is_coarse, safe_codes
 
@@ -42,14 +44,13 @@ class Variable:
 def find_variables(program: Program) -> tuple[Variable, ...]:
     """Every step size of the plan, in the order in which the network comes to it.
 
-    Activations with the plain 8-bit grid that only additions or pooling read are variables as well: their range matters. A weight
-    of several points stays as it is: its steps were chosen with the points.
+    Activations with the plain 8-bit grid that only additions or pooling read are variables as well: their range matters.
     """
     found: dict[str, Variable] = {}
     for unit in program.units.values():
         for tensor in unit.inputs:
             _add(found, program, tensor)
-        if unit.weight is not None and not unit.is_table and program.plan[unit.weight].points is None:
+        if unit.weight is not None and not unit.is_table:
             found.setdefault(unit.weight, Variable(unit.weight, "weight"))
         for tensor in unit.outputs:
             _add(found, program, tensor)
@@ -126,9 +127,21 @@ class Weights:
         decision, values = self.start[weight], self.values[weight]
         if weight not in self.sites:
             return replace(decision, params=params, codes=quantize(values, params))
-        params, codes, _ = safe_codes(values, params, *self.sites[weight])
-        made = replace(decision, params=params, codes=codes)
+        if decision.points is not None:
+            made = self._pointed(weight, params, decision.points)
+        else:
+            params, codes, _ = safe_codes(values, params, *self.sites[weight])
+            made = replace(decision, params=params, codes=codes)
         return self.rounders[weight].round(made)[0] if weight in self.rounders else made
+
+    def _pointed(self, weight: str, params: QuantParams, points: PointRows) -> QuantDecision:
+        """The nearest codes at other steps, of channels that reach as far as their points do."""
+        decision, values, (kind, axis, limit) = self.start[weight], self.values[weight], self.sites[weight]
+        rows, scale = as_rows(values, kind, axis), np.broadcast_to(params.scale, values.shape[axis])
+        low, high = points.reach((decision.scheme.qmin, decision.scheme.qmax))
+        codes = np.clip(np.rint(rows / scale[:, None]), low[:, None], high[:, None]).astype(np.int16)
+        codes = cut_pairs(codes, partners(values.shape, kind, axis), limit)
+        return with_codes(replace(decision, params=params), from_rows(codes, values.shape, kind, axis))
 
 
 class Steps:

@@ -105,3 +105,26 @@ def test_the_deployed_loss_is_in_the_report(models_dir: Path) -> None:
         found["loss_end"], rel=1e-6
     )  # the same kernels on the same codes
     assert found["p_values"]
+
+
+def test_weights_of_several_points_are_searched_too(planned: Callable[..., tuple[Program, Context]]) -> None:
+    """Their channels keep their points, whose sums are the codes, and the loss is that of what is emitted."""
+    program, ctx = planned()
+    Pipeline.parse("multipoint:share=0.3").run(program, ctx)
+    before = {t: d for t, d in program.plan.items() if d.points is not None}
+    facts = SearchSteps(loss="kl", samples=64).run(program, ctx).facts["lapq"]
+    assert set(before) <= set(facts["factors"])
+    moved = [t for t in before if program.params(t).scale.max() != before[t].params.scale.max()]  # type: ignore[union-attr]
+    assert moved
+    for tensor, old in before.items():
+        new = program.plan[tensor]
+        assert new.points is not None
+        assert old.points is not None
+        assert new.codes is not None
+        np.testing.assert_array_equal(new.points.codes(), new.codes)
+        np.testing.assert_array_equal(new.points.factors, old.points.factors)
+    deployed = program.deployed["search-steps"]
+    Pipeline.parse("correct-bias emit-qdq").run(program, ctx)
+    assert deployed(program.to_model()) == pytest.approx(
+        facts["loss_end"], rel=1e-6
+    )  # float32 sums in the float tail
