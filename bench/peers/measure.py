@@ -1,0 +1,68 @@
+"""What a file is worth in plain onnxruntime, all rows alike."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import int8
+from peers.jobs import one_line
+from tasks import Task
+
+from onnxq.errors import ModelError
+from onnxq.measure.coverage import INTEGER_KERNELS
+from onnxq.model.session import make_session, optimized_model
+
+LAYERS = {"Conv", "ConvTranspose", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
+STORED = {"MatMulNBits", "GatherBlockQuantized"}
+
+
+def judge(task: Task, path: Path) -> dict[str, Any]:
+    """The row of a model: whether it loads, quality on the test data, bytes, kernels, and speed against float in turn.
+
+    Returns:
+        `loads`, and if so `metric`, `sqnr_db`, `agreement`, `bytes`, `integer_kernels`, `float_kernels`, and for each batch
+        size `ms_batchN` and `speedup_batchN`; else `failed`.
+    """
+    size = {"bytes": path.stat().st_size}
+    try:
+        make_session(path, threads=1)
+    except ModelError as error:
+        return {"loads": False, "failed": one_line(f"the file does not load: {error}", path.parent), **size}
+    row = {"loads": True, **size}
+    try:
+        worth = int8.quality(task, path)
+    except ModelError as error:
+        return row | {"failed": one_line(f"the file does not run: {error}", path.parent)}
+    if worth["sqnr_db"] is None:
+        return row | {"failed": "it leaves this model as it is: the outputs equal those of float"}
+    if not math.isfinite(worth["sqnr_db"]):
+        return row | {"failed": "the outputs are not finite"}
+    return row | worth | kernels(path) | speeds(task, path)
+
+
+def speeds(task: Task, path: Path) -> dict[str, float]:
+    """Median milliseconds of one thread and how many times faster than float that is, for one sample and for 32."""
+    found: dict[str, float] = {}
+    for batch in (1,) if task.batch == 1 else (1, 32):
+        ms = int8.speeds(task, {"float": task.path, "peer": path}, batch)
+        found |= {f"ms_batch{batch}": ms["peer"], f"speedup_batch{batch}": ms["float"] / ms["peer"]}
+    return found
+
+
+@cache
+def judge_float(task: Task) -> dict[str, Any]:
+    """The row of the float model."""
+    return {"bytes": task.path.stat().st_size, "metric": int8.quality(task, task.path)["metric"]}
+
+
+def kernels(path: Path) -> dict[str, int]:
+    """Integer kernels, and layers computed in float, in the graph as onnxruntime runs it."""
+    found = Counter(node.op_type for node in optimized_model(path, threads=1).graph.node)
+    return {
+        "integer_kernels": sum(count for op, count in found.items() if op in INTEGER_KERNELS),
+        "float_kernels": sum(count for op, count in found.items() if op in LAYERS | STORED),
+    }
