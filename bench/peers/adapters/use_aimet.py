@@ -17,7 +17,7 @@ CONFIGS = Path(aimet_onnx.__file__).parent / "common" / "quantsim_config"
 
 def quantize(job: Job) -> str | None:
     """Options: `scheme` of ranges, `equalize`, `seq_mse`, `adaround` iterations, `edges` for 8 bits in first and last layers."""
-    options, model, feeds = job.options, onnx.load(job.model), list(job.feeds())
+    options, model, feeds = job.options, without_empty_inputs(onnx.load(job.model)), list(job.feeds())
     if options.get("equalize"):
         equalize_model(model)  # folds normalizations as well
     else:
@@ -46,6 +46,14 @@ def quantize(job: Job) -> str | None:
     made = sim.to_onnx_qdq(export_int32_bias=job.activations is not None, prequantize_constants=True)
     onnx.save(made, job.output)
     return None
+
+
+def without_empty_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Cut empty names of optional inputs off, on which AIMET's export of activations fails (KeyError: '')."""
+    for node in model.graph.node:
+        while node.input and not node.input[-1]:
+            del node.input[-1]
+    return model
 
 
 def widen_edges(sim: aimet_onnx.QuantizationSimModel, model: onnx.ModelProto) -> None:
