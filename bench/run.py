@@ -9,6 +9,7 @@ from pathlib import Path
 SCRIPTS = (
     *("int8.py", "low_bits.py", "lapq.py", "multipoint.py", "exactness.py", "weight_only.py", "portable.py"),
     *("streaming.py", "memory.py", "saturation.py", "backend.py", "cluster.py", "decomposition.py"),
+    "peers/run.py",
 )
 
 if __name__ == "__main__":

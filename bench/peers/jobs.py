@@ -66,7 +66,11 @@ def run_job(python: Path, adapter: Path, job: Job, seconds: int) -> Outcome:
             stderr=stream,
             preexec_fn=limit,
         )
-        _, status, usage = os.wait4(process.pid, 0)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:  # Ctrl-C
+            process.kill()
+            raise
         process.returncode = os.waitstatus_to_exitcode(status)
     cpu = usage.ru_utime + usage.ru_stime
     if not report.exists():
