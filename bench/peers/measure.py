@@ -10,19 +10,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import int8
 import numpy as np
 import onnxruntime as ort
 from peers.jobs import one_line
-from tasks import Task, batch_one
+from tasks import Task, batch_one, metric_name
 
+from onnxq.data import input_specs, open_data
 from onnxq.errors import ModelError
+from onnxq.measure.compare import Difference, run
 from onnxq.measure.coverage import INTEGER_KERNELS
+from onnxq.measure.metrics import find_metric
+from onnxq.model.load import load_model
 from onnxq.model.session import make_session, optimized_model
 
 LAYERS = {"Conv", "ConvTranspose", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
-ENOUGH, LONGEST = 1.0, 15.0  # seconds of a race, and the most where rounds are slow
-ROUNDS = 40  # of such a race
+ENOUGH, LONGEST = 0.5, 8.0  # CPU seconds of a race, and the most where rounds are slow
+ROUNDS = 25  # of such a race
 STORED = {"MatMulNBits", "GatherBlockQuantized"}
 
 
@@ -40,7 +43,7 @@ def judge(task: Task, path: Path) -> dict[str, Any]:
         return {"loads": False, "failed": one_line(f"the file does not load: {error}", path.parent), **size}
     row = {"loads": True, **size}
     try:
-        worth = int8.quality(task, path)
+        worth = quality(task, path)
     except ModelError as error:
         return row | {"failed": one_line(f"the file does not run: {error}", path.parent)}
     if worth["sqnr_db"] is None:
@@ -68,8 +71,8 @@ def race(
     pair = (a, b)
     for session in pair:
         session.run(None, dict(feeds))
-    start = time.perf_counter()
-    while (past := time.perf_counter() - start) < ENOUGH or (len(times[0]) < ROUNDS and past < LONGEST):
+    start = time.thread_time()
+    while (past := time.thread_time() - start) < ENOUGH or (len(times[0]) < ROUNDS and past < LONGEST):
         for which in (0, 1) if len(times[0]) % 2 else (1, 0):
             before = time.thread_time()
             pair[which].run(None, dict(feeds))
@@ -77,10 +80,34 @@ def race(
     return float(np.median(times[0])) * 1e3, float(np.median(times[1])) * 1e3
 
 
-@cache
 def judge_float(task: Task) -> dict[str, Any]:
     """The row of the float model."""
-    return {"bytes": task.path.stat().st_size, "metric": int8.quality(task, task.path)["metric"]}
+    found, labels = outputs(task, task.path)
+    return {"bytes": task.path.stat().st_size, "metric": find_metric(metric_name(task))(found, labels)}
+
+
+def quality(task: Task, path: Path) -> dict[str, float | None]:
+    """Metric on the test data, and SQNR in dB and agreement of the first output against float."""
+    found, labels = outputs(task, path)
+    value = float(find_metric(metric_name(task))(found, labels))
+    difference = Difference()
+    difference.update(float_outputs(task), found, 1)
+    assert difference.main is not None
+    return {"metric": value, "sqnr_db": difference.main.sqnr_db, "agreement": difference.main.agreement}
+
+
+@cache
+def float_outputs(task: Task) -> dict[str, np.ndarray]:
+    """Outputs of the float model on the test data, computed once for all rows."""
+    return outputs(task, task.path)[0]
+
+
+def outputs(task: Task, path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Outputs by name on all test samples, and their labels."""
+    data, session = open_data(task.test, input_specs(load_model(task.path))), make_session(path, threads=1)
+    parts = [(run(session, batch.feeds), batch.labels) for batch in data.batches(task.batch)]
+    labels = None if parts[0][1] is None else np.concatenate([label for _, label in parts])
+    return {name: np.concatenate([found[name] for found, _ in parts]) for name in parts[0][0]}, labels
 
 
 def kernels(path: Path) -> dict[str, int]:
