@@ -15,7 +15,6 @@ from typing import Any
 
 from peers.adapters.job import Job
 
-ADAPTERS = Path(__file__).parent / "adapters"
 MEMORY = 12 * 2**30  # bytes of data a compile may allocate, so that a peer cannot take the machine with it
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 LONGEST = 240  # characters of a reason
@@ -75,7 +74,9 @@ def run_job(python: Path, adapter: Path, job: Job, seconds: int) -> Outcome:
     cpu = usage.ru_utime + usage.ru_stime
     if not report.exists():
         last = errors.read_text("utf-8", "replace").strip().splitlines()[-1:]
-        return Outcome(cpu, failed=_death(process.returncode, seconds) or one_line("".join(last), folder))
+        return Outcome(
+            cpu, failed=_death(process.returncode, cpu, seconds) or one_line("".join(last), folder)
+        )
     found: dict[str, Any] = json.loads(report.read_text("utf-8"))
     failed = found.get("failed") or (
         None if Path(job.output).exists() else "it ended without writing a model"
@@ -111,8 +112,8 @@ def _environment(python: Path) -> dict[str, str]:
     return kept | dict.fromkeys(THREADS, "1") | {"CUDA_VISIBLE_DEVICES": "", "PYTHONNOUSERSITE": "1"}
 
 
-def _death(code: int, seconds: int) -> str:
+def _death(code: int, cpu: float, seconds: int) -> str:
     """Why a process ended that a signal ended, empty for others."""
-    if -code in (signal.SIGXCPU, signal.SIGKILL):
+    if -code == signal.SIGXCPU or (-code == signal.SIGKILL and cpu > seconds):
         return f"it was ended after {seconds} CPU seconds"
     return f"it died of {signal.Signals(-code).name}" if code < 0 else ""

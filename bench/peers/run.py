@@ -41,6 +41,8 @@ MODELS = (
     "ncf_ml1m_mlp",
     "ncf_ml1m_gmf",
     "minilm_l6_v2",
+    "cifar10_resnet8_mlperftiny",
+    "mnist_cntk",
 )
 TEACH = """examples:
   python bench/peers/run.py
@@ -82,11 +84,11 @@ def plan(models: list[str], peers: list[str], settings: list[str]) -> Iterator[R
                     yield Row(tasks[model], setting, peer, way, options)
 
 
-def measure(row: Row, folder: Path, seconds: int) -> tuple[dict[str, Any], dict[str, str]]:
+def measure(row: Row, calib: Path, folder: Path, seconds: int) -> tuple[dict[str, Any], dict[str, str]]:
     """The figures of a row, or why there are none, and the versions of the packages behind it."""
     output = folder / "quantized.onnx"
     batch = 1 if row.task.batch == 1 else row.peer.batch
-    job = Job(str(row.task.path), str(calibration(row.task)), str(output), row.setting, batch, row.options)
+    job = Job(str(row.task.path), str(calib), str(output), row.setting, batch, row.options)
     try:
         outcome = run_job(interpreter(row.peer.name), row.peer.script, job, seconds)
     except NotInstalledError as error:
@@ -101,9 +103,9 @@ def figures(outcome: Outcome, task: Task, output: Path) -> dict[str, Any]:
     return found | ({"failed": outcome.failed} if outcome.failed else judge(task, output))
 
 
-def calibration(task: Task) -> Path:
+def calibration(task: Task, folder: Path) -> Path:
     """The samples that every peer sees: an .npz of the inputs alone, evenly spaced over the calibration data."""
-    path = Path(SHARED.name, f"{task.feeds}.npz")
+    path = folder / f"{task.feeds}.npz"
     if not path.exists():
         data = open_data(task.calib, input_specs(load_model(task.path)))
         batches = [batch.feeds for batch in data.batches(SAMPLES, SAMPLES)]
@@ -116,20 +118,28 @@ def main(arguments: list[str] | None = None) -> None:
     asked = parser().parse_args(arguments)
     results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     versions = results.setdefault("versions", {})
-    versions["measured in"] = {"onnxruntime": ort.__version__}
+    versions["measured in"] = {"onnxruntime": ort.__version__, "vnni": has_vnni()}
+    shared = tempfile.TemporaryDirectory(prefix="onnxq-calib-")
     for row in plan(asked.model or list(MODELS), asked.peer or list(PEERS), asked.setting or list(SETTINGS)):
         model, setting, name = row.key
         rows = results.setdefault(model, {}).setdefault(setting, {})
         if name in rows and not asked.again:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            rows[name], found = measure(row, Path(folder), asked.seconds)
+            calib = calibration(row.task, Path(shared.name))
+            rows[name], found = measure(row, calib, Path(folder), asked.seconds)
         if found:
             versions[row.peer.name] = found
         results[model].setdefault("float", judge_float(row.task))
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
         shown = {k: round(v, 3) if isinstance(v, float) else v for k, v in rows[name].items()}
         print(f"{model:26} {setting:12} {name:48} {shown}", flush=True)
+
+
+def has_vnni() -> bool | None:
+    """Whether 8-bit kernels sum without saturation on this machine; None where that cannot be told."""
+    described = Path("/proc/cpuinfo")
+    return "_vnni" in described.read_text() if described.exists() else None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -155,8 +165,6 @@ def _listing() -> str:
     settings = "\n".join(f"  {name:{width}}  {text}" for name, text in SETTINGS.items())
     return f"\nmodels:\n  {', '.join(MODELS)}\n\npeers:\n  {', '.join(PEERS)}\n\nsettings:\n{settings}\n"
 
-
-SHARED = tempfile.TemporaryDirectory(prefix="onnxq-calib-")
 
 if __name__ == "__main__":
     main()

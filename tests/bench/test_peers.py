@@ -100,7 +100,7 @@ def test_rows_hold_figures_or_reasons(run: ModuleType) -> None:
 def test_rows_that_stand_stay_unless_asked_again(run: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
 
-    def fail(row: Any, folder: Path, seconds: int) -> tuple[dict[str, str], dict[str, str]]:
+    def fail(row: Any, calib: Path, folder: Path, seconds: int) -> tuple[dict[str, str], dict[str, str]]:
         done.append(row.way)
         return {"failed": "no reason"}, {}
 
