@@ -12,7 +12,7 @@ def quantize(job: Job) -> None:
     """Options are those of `onnxq.compile_model`, which are the long ones of `onnxq compile`."""
     bits = job.setting.partition("-")[0]
     scheme = {} if job.per_channel or job.activations is None else {"weights": f"int{job.weights}:tensor"}
-    data = job.calib if job.activations is not None else None
+    data = job.calib if job.activations is not None or "multipoint" in job.options else None
     options = {"bits": bits, **scheme, **job.options}
     try:
         onnxq.compile_model(

@@ -21,6 +21,8 @@ def quantize(job: Job) -> str | None:
         raise UnableError(
             "its static quantizers have weights of 8 and 16 bits; GPTQ alone puts fewer into them"
         )
+    if options["kind"] == "static" and not job.per_channel:
+        raise UnableError("its default scheme has a scale for each output channel, not one a tensor")
     source, _ = onnxsim.simplify(source)
     if options.get("equalize"):
         source = onnxsim.cross_layer_equalize(source)
