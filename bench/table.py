@@ -62,7 +62,7 @@ BENCHMARKS = "docs/benchmarks.md"
 TABLES = (  # page, name of the mark, results, rows
     ("README.md", "table", "int8.json", table),
     ("README.md", "table", "low_bits.json", widths_table),
-    ("README.md", "table", "peers.json", peers.summary),
+    ("README.md", "table", "peers.json", peers.finished),
     (BENCHMARKS, "table", "peers.json", peers.summary),
     (BENCHMARKS, "behind", "peers.json", peers.behind),
     (BENCHMARKS, "rows", "peers.json", peers.full),

@@ -59,6 +59,12 @@ def summary(results: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def finished(results: dict[str, Any]) -> str:
+    """The summary without the settings that some tool has not been asked for yet."""
+    lines = summary(results).splitlines()
+    return "\n".join(line for line in lines if "not measured" not in line)
+
+
 def full(results: dict[str, Any]) -> str:
     """A table for each model and setting with all rows, best first, then the reasons of those that have no model."""
     parts = []

@@ -188,7 +188,9 @@ def test_the_tables_take_the_best_way_and_name_who_is_ahead(monkeypatch: pytest.
         "onnxruntime: default": row | {"metric": 0.85, "bytes": 500},
     }
     results = {"versions": {}, "m": {"float": {"metric": 0.92, "bytes": 8000}, "w4a8": rows}}
-    cells = tables.summary(results).splitlines()[-1].split(" | ")
+    lines = tables.summary(results).splitlines()
+    assert tables.finished(results).splitlines() == lines[:2]  # onnxsim was not asked
+    cells = lines[-1].split(" | ")
     assert cells[3] == "90.00, 2 kB, 2.00x"
     assert cells[-2] == "-"
     ahead = tables.behind(results).splitlines()[2:]
