@@ -20,6 +20,7 @@ SCRIPTS = (
         "portable.py",
     ),
     *("streaming.py", "memory.py", "saturation.py", "backend.py", "cluster.py", "decomposition.py"),
+    "peers/run.py",
 )
 
 if __name__ == "__main__":

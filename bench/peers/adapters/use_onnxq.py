@@ -1,0 +1,25 @@
+"""onnxq itself, in a process of its own as the others."""
+
+from __future__ import annotations
+
+from job import Job, UnableError, perform
+
+import onnxq
+from onnxq.errors import OnnxqError
+
+
+def quantize(job: Job) -> None:
+    """Options are those of `onnxq.compile_model`, which are the long ones of `onnxq compile`."""
+    bits = job.setting.partition("-")[0]
+    scheme = {} if job.per_channel or job.activations is None else {"weights": f"int{job.weights}:tensor"}
+    data = job.calib if job.activations is not None or "multipoint" in job.options else None
+    options = {"bits": bits, **scheme, **job.options}
+    try:
+        onnxq.compile_model(
+            job.model, data, output=job.output, samples=job.samples, threads=1, speed=False, **options
+        )
+    except OnnxqError as error:
+        raise UnableError(str(error)) from error
+
+
+perform(quantize, "onnxq", "onnxruntime")

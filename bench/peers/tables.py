@@ -1,0 +1,143 @@
+"""Tables of bench/results/peers.json as Markdown: the best of each tool, every row, and where another tool is ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+Row = dict[str, Any]
+OURS = "onnxq"
+TOOLS = {
+    "onnxq": "onnxq",
+    "onnxruntime": "onnxruntime",
+    "nncf": "NNCF",
+    "aimet": "AIMET",
+    "quark": "Quark",
+    "onnxsim": "onnxsim",
+}
+METRICS = {"ncf": "hit rate@10", "minilm": "Spearman"}
+SLACK = 0.95  # of a speed-up; medians of the same file differ by as much
+FULL = (
+    "tool: way | {} | agreement | SQNR dB | kB | speed, batch 1 | batch 32 | layers int / float | cpu s | MB"
+)
+
+
+def metric_name(model: str) -> str:
+    """What the test data of a model measures."""
+    return next((name for start, name in METRICS.items() if model.startswith(start)), "top-1")
+
+
+def models(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Models with their float row and settings."""
+    return ((name, found) for name, found in results.items() if name != "versions")
+
+
+def settings(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Row]]]:
+    """Settings of a model with their rows."""
+    return ((name, rows) for name, rows in found.items() if name != "float")
+
+
+def best(rows: dict[str, Row], tool: str) -> tuple[str, Row] | None:
+    """The way and row of a tool with the highest metric, then the highest SQNR; None when it has no model that runs."""
+    own = {name.partition(": ")[2]: row for name, row in rows.items() if name.startswith(f"{tool}: ")}
+    running = {way: row for way, row in own.items() if "failed" not in row}
+    return max(running.items(), key=lambda item: (item[1]["metric"], item[1]["sqnr_db"]), default=None)
+
+
+def asked(rows: dict[str, Row], tool: str) -> bool:
+    """Whether there is any row of a tool."""
+    return any(name.startswith(f"{tool}: ") for name in rows)
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The best of each tool, a row for each model and setting: metric, file size and speed-up over float for one sample."""
+    rows = [_line(("model", "setting", "float", *TOOLS.values())), "|---" * (len(TOOLS) + 3) + "|"]
+    for model, found in models(results):
+        for setting, ways in settings(found):
+            cells = (_short(best(ways, tool)) if asked(ways, tool) else "not measured" for tool in TOOLS)
+            rows.append(_line((model, setting, f"{100 * found['float']['metric']:.2f}", *cells)))
+    return "\n".join(rows)
+
+
+def full(results: dict[str, Any]) -> str:
+    """A table for each model and setting with all rows, best first, then the reasons of those that have no model."""
+    parts = []
+    for model, found in models(results):
+        plain = found["float"]
+        parts.append(f"### {model}\n\nFloat: {100 * plain['metric']:.2f}, {plain['bytes'] / 1e3:,.0f} kB.")
+        for setting, ways in settings(found):
+            head = FULL.format(metric_name(model))
+            table = [f"| {head} |", "|---" * (head.count("|") + 1) + "|"]
+            running = {name: row for name, row in ways.items() if "failed" not in row}
+            order = sorted(
+                running, key=lambda name: (running[name]["metric"], running[name]["sqnr_db"]), reverse=True
+            )
+            table += [_line(_long(name, running[name])) for name in order]
+            reasons = [f"- {name}: {row['failed']}" for name, row in ways.items() if "failed" in row]
+            parts += [f"#### {model}, {setting}", "\n".join(table), "\n".join(reasons)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def behind(results: dict[str, Any]) -> str:
+    """Where the best row of another tool beats our best one: in the metric, or with an equal one in size or speed."""
+    head = ("model", "setting", "onnxq", "other tool", "ahead in")
+    rows = [_line(head), "|---" * len(head) + "|"]
+    for model, found in models(results):
+        for setting, ways in settings(found):
+            ours = best(ways, OURS)
+            for tool in list(TOOLS)[1:]:
+                theirs = best(ways, tool)
+                ahead = lead(ours[1], theirs[1]) if ours and theirs else []
+                if ours and theirs and ahead:
+                    cells = (
+                        f"{ours[0]}: {_worth(ours[1])}",
+                        f"{TOOLS[tool]}, {theirs[0]}: {_worth(theirs[1])}",
+                    )
+                    rows.append(_line((model, setting, *cells, ", ".join(ahead))))
+    return "\n".join(rows)
+
+
+def lead(ours: Row, theirs: Row) -> list[str]:
+    """What another row has more of: the metric; or, where it is no worse in that, size and speed for one sample and for 32."""
+    if theirs["metric"] > ours["metric"]:
+        return ["accuracy"]
+    if theirs["metric"] < ours["metric"]:
+        return []
+    found = ["size"] if theirs["bytes"] < ours["bytes"] else []
+    for batch, name in (("1", "speed"), ("32", "speed at batch 32")):
+        key = f"speedup_batch{batch}"
+        if key in ours and ours[key] < SLACK * theirs[key]:
+            found.append(name)
+    return found
+
+
+def _short(found: tuple[str, Row] | None) -> str:
+    if found is None:
+        return "-"
+    return f"{100 * found[1]['metric']:.2f}, {_size_and_speed(found[1])}"
+
+
+def _worth(row: Row) -> str:
+    agreement = "" if row["agreement"] is None else f"{100 * row['agreement']:.1f} %, "
+    return f"{100 * row['metric']:.2f} ({agreement}{row['sqnr_db']:.1f} dB), {_size_and_speed(row)}"
+
+
+def _size_and_speed(row: Row) -> str:
+    return f"{row['bytes'] / 1e3:,.0f} kB, {row['speedup_batch1']:.2f}x"
+
+
+def _long(name: str, row: Row) -> Iterator[str]:
+    yield name + (f" ({row['note']})" if "note" in row else "")
+    yield f"{100 * row['metric']:.2f}"
+    yield "-" if row["agreement"] is None else f"{100 * row['agreement']:.1f}"
+    yield f"{row['sqnr_db']:.1f}"
+    yield f"{row['bytes'] / 1e3:,.0f}"
+    yield f"{row['speedup_batch1']:.2f}x"
+    yield f"{row['speedup_batch32']:.2f}x" if "speedup_batch32" in row else "-"
+    yield f"{row['integer_kernels']} / {row['float_kernels']}"
+    yield f"{row['cpu_seconds']:,.1f}"
+    yield f"{row['peak_mb']:,.0f}"
+
+
+def _line(cells: Any) -> str:
+    return "| " + " | ".join(cells) + " |"
