@@ -119,21 +119,26 @@ def main(arguments: list[str] | None = None) -> None:
     results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     versions = results.setdefault("versions", {})
     versions["measured in"] = {"onnxruntime": ort.__version__, "vnni": has_vnni()}
-    shared = tempfile.TemporaryDirectory(prefix="onnxq-calib-")
-    for row in plan(asked.model or list(MODELS), asked.peer or list(PEERS), asked.setting or list(SETTINGS)):
-        model, setting, name = row.key
-        rows = results.setdefault(model, {}).setdefault(setting, {})
-        if name in rows and not asked.again:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            calib = calibration(row.task, Path(shared.name))
-            rows[name], found = measure(row, calib, Path(folder), asked.seconds)
-        if found:
-            versions[row.peer.name] = found
-        results[model].setdefault("float", judge_float(row.task))
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-        shown = {k: round(v, 3) if isinstance(v, float) else v for k, v in rows[name].items()}
-        print(f"{model:26} {setting:12} {name:48} {shown}", flush=True)
+    rows = plan(asked.model or list(MODELS), asked.peer or list(PEERS), asked.setting or list(SETTINGS))
+    with tempfile.TemporaryDirectory() as shared:
+        for row in rows:
+            _add(results, row, Path(shared), asked)
+
+
+def _add(results: dict[str, Any], row: Row, shared: Path, asked: argparse.Namespace) -> None:
+    """Measure a row that is missing and write all results."""
+    model, setting, name = row.key
+    rows = results.setdefault(model, {}).setdefault(setting, {})
+    if name in rows and not asked.again:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        rows[name], found = measure(row, calibration(row.task, shared), Path(folder), asked.seconds)
+    if found:
+        results["versions"][row.peer.name] = found
+    results[model].setdefault("float", judge_float(row.task))
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    shown = {k: round(v, 3) if isinstance(v, float) else v for k, v in rows[name].items()}
+    print(f"{model:26} {setting:12} {name:48} {shown}", flush=True)
 
 
 def has_vnni() -> bool | None:
