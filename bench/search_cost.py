@@ -52,7 +52,7 @@ BASE = Rules(sweeps=2, hold="step")
 TRICKS = {  # what is taken away, and what is added
     "as it is": (8, BASE),
     "no segments": (1, BASE),
-    "forward order": (8, replace(BASE, order="forward")),
+    "backward order": (8, replace(BASE, order="backward")),
     "no held-back samples": (8, replace(BASE, hold="none")),
     "coarse brackets": (8, replace(BASE, coarse_sweeps=2)),
     "fixed widths": (8, replace(BASE, line=LineRules(narrowest=0.2, widest=0.2))),

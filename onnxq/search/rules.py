@@ -20,8 +20,7 @@ class Rules:
     Attributes:
         sweeps: at most so many.
         tolerance: a sweep that gains less than this share of the loss is the last.
-        order: the first sweep's order of coordinates; `backward` starts at the last, which leaves what an
-            evaluator keeps of the layers before it valid through a whole sweep.
+        order: the first sweep's order of coordinates; `forward` lets each layer make up for those before it.
         coarse_sweeps: sweeps in which the coarse subset brackets; all search samples decide in every sweep.
         hold: whether each step, each sweep or nothing is checked on the held-back samples.
         slack: share of the held-back loss that a step may lose and still count as not losing.
@@ -30,7 +29,7 @@ class Rules:
 
     sweeps: int = 4
     tolerance: float = 0.01
-    order: Order = "backward"
+    order: Order = "forward"
     coarse_sweeps: int = 0
     hold: Hold = "step"
     slack: float = 0.0
