@@ -66,9 +66,8 @@ def point_layer(
     codes = as_rows(decision.codes, site.kind, site.axis)
     scale = np.broadcast_to(decision.params.scale, len(rows))
     scheme = decision.scheme
-    turned = (
-        form == "fold" and scheme.bits <= UNEVEN
-    )  # scales of rows that are computed one by one are positive
+    # rows that a kernel computes one by one have scales, which are positive
+    turned = form == "fold" and scheme.bits <= UNEVEN
     grid = Grid((scheme.qmin, scheme.qmax), partners(values.shape, site.kind, site.axis), limit, turned)
     least = least_scales(program, site.units) if ctx.target.bias == "int32" else 0.0
     counts = range(2, _useful(grid, most) + 1)

@@ -69,10 +69,8 @@ class WeightRounder:
         if decision.points is not None:
             low, high = (end.astype(float) for end in decision.points.reach((scheme.qmin, scheme.qmax)))
             return low.reshape(self._site.shape[:2]), high.reshape(self._site.shape[:2])
-        return (
-            -scheme.qmax if scheme.bits == BYTE else scheme.qmin,
-            scheme.qmax,
-        )  # with few codes, each counts
+        least = -scheme.qmax if scheme.bits == BYTE else scheme.qmin  # with few codes, each counts
+        return least, scheme.qmax
 
     @cached_property
     def _feedback(self) -> Feedback:

@@ -7,6 +7,8 @@ tried too: where tensors have few large values, one of those may be ahead of eve
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -69,7 +71,7 @@ class SearchNorm(Pass):
             norm = search_p(
                 lambda p: at(f"lp={p:.6g}"), tuple(np.linspace(self.least, self.most, self.points).tolist())
             )
-            rivals = {} if norm.interrupted else {method: at(method) for method in RIVALS}
+            rivals = {} if norm.interrupted else _until_interrupted(at)
         found = {f"lp={norm.p:.6g}": norm.loss} | rivals
         best = min(found, key=found.__getitem__)
         program.plan.update(start)
@@ -88,3 +90,12 @@ class SearchNorm(Pass):
             "loss_after": min(base, found[best]),
         }
         return PassResult(len(start) if is_better else 0, facts={"lapq": facts})
+
+
+def _until_interrupted(loss: Callable[[str], float]) -> dict[str, float]:
+    """Losses of the other methods, of those that were tried when Ctrl-C ended it."""
+    found: dict[str, float] = {}
+    with suppress(KeyboardInterrupt):
+        for method in RIVALS:
+            found[method] = loss(method)
+    return found
