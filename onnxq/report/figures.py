@@ -38,6 +38,9 @@ def norm_losses(lapq: Json) -> Plot | None:
     if not points:
         return None
     levels = {} if lapq.get("loss_before") is None else {"each tensor alone": lapq["loss_before"]}
+    rivals = lapq.get("range_losses") or {}
+    if lapq.get("ranges") in rivals:
+        levels[f"taken: {lapq['ranges']}"] = rivals[lapq["ranges"]]
     plot = _losses(sorted(points), levels, "p", lapq, "loss against p")
     if lapq.get("p_star") is not None:
         plot.mark(lapq["p_star"], f"taken: p = {lapq['p_star']:.3g}")
