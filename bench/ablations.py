@@ -101,15 +101,14 @@ def by_samples(task: Task, out: Path) -> Iterator[tuple[str, dict]]:
 
 def by_bias(task: Task, out: Path) -> Iterator[tuple[str, dict]]:
     """Rows by correction of biases."""
-    for widths in ("4/4", "4/32", "3/8"):
-        weights, activations = widths.split("/")
-        plan = PLAN.format(weights, activations if activations != "32" else "8")
-        plan = plan.replace("annotate:", "annotate:sides=weights,") if activations == "32" else plan
-        for name, words in BIASES.items():
-            option = "rounding=nearest,correction=" + ("output" if name == "spread" else name)
-            for method, search in (("mmse", ""), ("lapq", SEARCH.format(option))):
-                text = " ".join((GRAPH.format(f"int{weights}:tensor"), plan, search, words, "emit-qdq"))
-                yield f"{widths} {method} {name}", row(task, text, SAMPLES, out)
+    plan, graph = PLAN.format(4, 4), GRAPH.format("int4:tensor")
+    for name, words in BIASES.items():
+        option = "rounding=nearest,correction=" + ("output" if name == "spread" else name)
+        for method, search in (("mmse", ""), ("lapq", SEARCH.format(option))):
+            yield (
+                f"4/4 {method} {name}",
+                row(task, " ".join((graph, plan, search, words, "emit-qdq")), SAMPLES, out),
+            )
 
 
 PARTS = {"start": by_start, "samples": by_samples, "bias": by_bias}
