@@ -96,7 +96,7 @@ class _Killer:
 
 
 def test_a_search_whose_worker_is_killed_ends_as_the_local_one(evaluator: Evaluator) -> None:
-    budget, count = Budget.parse("10"), len(evaluator.variables)
+    budget, count = Budget.parse("25"), len(evaluator.variables)
     here = minimize(evaluator, count, budget=budget)
     with _client(Cluster(workers=2)) as client:
         killer = _Killer(SpreadLoss(evaluator, client, 1), client)
