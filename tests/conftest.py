@@ -24,7 +24,8 @@ from onnxq.target import ORT_CPU
 ROOT = Path(__file__).parent.parent
 settings.register_profile("steady", derandomize=True, deadline=None)  # the same examples on every machine
 settings.load_profile("steady")
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with Ctrl-C ignored
+# a shell's background jobs start with Ctrl-C ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 Arrays = Mapping[str, NDArray[Any]]
 
 
