@@ -39,6 +39,7 @@ SHOWN = {
     "lapq": "LAPQ",
     "shaped": "LAPQ, shaped scales",
 }
+SEARCHED = (("seconds", 1), ("loss_end", 3), ("held_end", 3))
 STARTS = ("random 0", "random 1", "random 2", "layer-wise", "layer-wise, quadratic")
 METRICS = {"ncf": "hit rate@10", "minilm": "Spearman"}
 
@@ -79,7 +80,7 @@ def widths_table(results: dict) -> str:
 
 
 def cost_table(results: dict) -> str:
-    """What an evaluation of the loss costs in float passes of the same samples."""
+    """What an evaluation of the loss costs in float passes of the same samples, and a search in CPU seconds beside scipy's."""
     rows = [
         "| model | steps | samples | all steps changed | one step changed, in a sweep | kept |",
         "|---" * 6 + "|",
@@ -94,6 +95,16 @@ def cost_table(results: dict) -> str:
             f"{cost['kept_mb']:.0f} MB",
         )
         rows.append("| " + " | ".join(map(str, cells)) + " |")
+    rows += ["", "| search | evaluations | CPU s | loss searched | held back | top-1 |", "|---" * 6 + "|"]
+    for way, cost in results["search"].items():
+        if "seconds" not in cost:
+            continue
+        cells = (
+            f"{cost['evaluations']:.0f}",
+            *(f"{cost[n]:.{d}f}" for n, d in SEARCHED),
+            f"{100 * cost['metric']:.1f}",
+        )
+        rows.append(f"| {way} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
