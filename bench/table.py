@@ -203,7 +203,7 @@ def ablations_table(results: dict) -> str:
 
 
 def orders_table(results: dict) -> str:
-    """The joint search and further points: metric, agreement, loss and file size are of what is deployed."""
+    """The joint search and further points: metric, agreement and loss are of what is deployed."""
     rows = ["| model | scales of a | what runs | top-1, agreement | loss | held back |", "|---" * 6 + "|"]
     for model, figures in results.items():
         if model == "versions":

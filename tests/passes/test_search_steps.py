@@ -16,7 +16,9 @@ from onnxq.model.prepare import prepare
 from onnxq.passes.search_steps import SearchSteps
 from onnxq.pipeline import Context, Pipeline
 from onnxq.program import Program
+from onnxq.saturation import excess
 from onnxq.simulate import Evaluator
+from onnxq.simulate.variables import Weights
 
 PLAN = "fold-constants flatten-matmul annotate:{} calibrate:ranges=mse choose-ranges quantize-weights"
 LOW = "weights=int3:channel,activations=uint3"
@@ -128,3 +130,21 @@ def test_weights_of_several_points_are_searched_too(planned: Callable[..., tuple
     assert deployed(program.to_model()) == pytest.approx(
         facts["loss_end"], rel=1e-6
     )  # float32 sums in the float tail
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.4])
+def test_no_kernel_saturates_at_other_steps(
+    planned: Callable[..., tuple[Program, Context]], factor: float
+) -> None:
+    """Sums of 4-bit points reach as far as 8 bits do, so their neighbours are kept within the pair limit anew."""
+    program, ctx = planned("weights=int4:channel")
+    Pipeline.parse("multipoint:share=1.0").run(program, ctx)
+    weights = Weights.of(program, ctx.target)
+    pointed = [t for t, d in program.plan.items() if d.points is not None]
+    assert pointed
+    for tensor in pointed:
+        kind, axis, limit = weights.sites[tensor]
+        made = weights.at(tensor, factor)
+        assert made.codes is not None
+        assert np.abs(made.codes).max() > 60
+        assert not excess(made.codes, kind, axis, limit).any()

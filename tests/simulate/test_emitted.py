@@ -15,6 +15,7 @@ from onnxq.pipeline import Context, Pipeline
 from onnxq.program import Program
 from onnxq.simulate import Evaluator
 from onnxq.simulate.emitted import emit
+from onnxq.simulate.segments import cut_into_segments, typed
 from onnxq.simulate.variables import Steps
 from onnxq.target import find_target
 
@@ -101,3 +102,12 @@ def test_an_output_that_is_dequantized_is_written() -> None:
     assert found == pytest.approx(
         evaluator.deployed_loss(program.to_model()), rel=1e-6
     )  # order of float sums
+
+
+def test_a_network_without_layers_is_one_segment() -> None:
+    """Embeddings alone, or layers that stay float, leave nothing in front of which to cut."""
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[2] x) => (float[2] y) { y = Relu(x) }'
+    )
+    (segment,) = cut_into_segments(typed(model), [], 8)
+    assert (segment.inputs, segment.live, segment.outputs) == (("x",), (), ("y",))
