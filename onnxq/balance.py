@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from onnxq.channel_classes import Channels, Ids, Layer
 from onnxq.graph import Uses
@@ -177,7 +177,9 @@ def balance(
 
     bounds = np.log(np.clip([lower, upper], *RANGE)).T
     start = np.zeros(len(lower))
-    best = minimize(noise, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": iterations})
+    best = scipy.optimize.minimize(
+        noise, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": iterations}
+    )
     return np.exp(best.x), float(np.exp(best.fun - noise(start)[0]))
 
 

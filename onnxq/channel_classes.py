@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
+import scipy
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from onnxq.graph import Uses
 
@@ -137,8 +136,8 @@ class Walk:
         """Put channels that are tied into classes; class 0 takes all that are fixed."""
         none = np.zeros(0, np.intp)
         left, right = (np.concatenate([none, *side]) for side in zip(*self.ties, (none, none), strict=True))
-        links = coo_array((np.ones(len(left)), (left, right)), shape=(self.count, self.count))
-        labels = connected_components(links, directed=False)[1]
+        links = scipy.sparse.coo_array((np.ones(len(left)), (left, right)), shape=(self.count, self.count))
+        labels = scipy.sparse.csgraph.connected_components(links, directed=False)[1]
         reasons: dict[int, str] = {}
         for numbers, reason in self.fixed:
             for label in np.unique(labels[numbers[numbers >= 0]]):

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+import scipy
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 
 from onnxq.data import Dataset, load_function
 from onnxq.errors import DataError, OnnxqError, unknown
@@ -67,7 +67,7 @@ def cross_entropy(outputs: dict[str, Array], labels: Array | None) -> float:
     if values.min() >= 0.0 and np.allclose(sums, 1.0, atol=1e-3):
         logs = np.log(np.maximum(values, np.finfo(np.float32).tiny))
     else:
-        logs = log_softmax(values, axis=1)
+        logs = scipy.special.log_softmax(values, axis=1)
     return float(-np.take_along_axis(logs, classes[:, None], axis=1).mean())
 
 

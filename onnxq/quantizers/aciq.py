@@ -19,8 +19,7 @@ from functools import cache
 from typing import ClassVar, Literal
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import lambertw
+import scipy
 
 from onnxq.calibration.statistics import TensorStatistics
 from onnxq.errors import unknown
@@ -94,13 +93,13 @@ def multiplier(family: str, bits: int) -> float:
     """
     rounding = 3.0 * 4.0**bits
     if family == "laplace":
-        return float(lambertw(rounding).real)  # a / rounding = exp(-a)
+        return float(scipy.special.lambertw(rounding).real)  # a / rounding = exp(-a)
 
     def slope(a: float) -> float:
         saturation = a * math.erfc(a / math.sqrt(2.0)) - math.sqrt(2.0 / math.pi) * math.exp(-a * a / 2.0)
         return saturation + a / rounding
 
-    return float(brentq(slope, 0.1, 10.0, xtol=1e-12))
+    return float(scipy.optimize.brentq(slope, 0.1, 10.0, xtol=1e-12))
 
 
 def _centre(low: Vector, high: Vector, mean: Vector) -> Vector:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 
 from onnxq.data import load_function
 from onnxq.errors import DataError, OnnxqError, unknown
@@ -177,7 +177,7 @@ def _logs(scores: Array) -> NDArray[np.float64]:
     values = scores.astype(np.float64)
     if values.min(initial=0.0) >= 0.0 and np.allclose(values.sum(axis=1), 1.0, atol=1e-3):
         return np.log(np.maximum(values, TINY))
-    logs: NDArray[np.float64] = log_softmax(values, axis=1)
+    logs: NDArray[np.float64] = scipy.special.log_softmax(values, axis=1)
     return logs
 
 
@@ -191,7 +191,7 @@ def _spread(scores: Array) -> float:
 def _kl(found: Array, wanted: Array, spread: float) -> NDArray[np.float64]:
     if wanted.ndim < 2:
         return _relative(found, wanted)
-    p, q = (log_softmax(_logs(scores) / spread, axis=1) for scores in (wanted, found))
+    p, q = (scipy.special.log_softmax(_logs(scores) / spread, axis=1) for scores in (wanted, found))
     return np.asarray(_rows(np.exp(p) * (p - q)).sum(axis=1)) * spread**2
 
 
