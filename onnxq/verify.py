@@ -27,6 +27,7 @@ from onnxq.program import Program
 from onnxq.report.model import NodeRow
 
 COMPARED = 64  # samples that are compared: enough for a figure in dB, cheap next to calibration
+AT_ONCE = 8  # of them: a session keeps the memory of its largest run
 RACE_SECONDS = 0.3
 RUN_LIMIT = 2**30  # bytes of weights, which each session rearranges in memory for its kernels
 SLOWER = 0.97  # a ratio below this is more than noise
@@ -93,7 +94,7 @@ def _difference(reference: onnx.ModelProto, session: ort.InferenceSession, ctx: 
         return None
     limit = max(min(COMPARED, ctx.samples), ctx.data.least)
     float_session = make_session(reference, threads=ctx.threads, provider=ctx.provider)
-    return compare_sessions(float_session, session, ctx.data, limit=limit)
+    return compare_sessions(float_session, session, ctx.data, limit=limit, batch=AT_ONCE)
 
 
 def _macs(model: onnx.ModelProto, feeds: Mapping[str, Any] | None, sample: Batch | None) -> dict[str, int]:

@@ -103,13 +103,15 @@ def one_line(text: str, folder: Path) -> str:
 
 
 def _environment(python: Path) -> dict[str, str]:
-    """Variables of the process: one thread everywhere, no device, and no path to this project in a peer's environment."""
+    """Variables of the process: one thread everywhere, no device, modules compiled once as pip leaves them, and no path to this
+    project in a peer's environment."""
     kept = {
         name: value
         for name, value in os.environ.items()
         if name != "PYTHONPATH" or str(python) == sys.executable
     }
-    return kept | dict.fromkeys(THREADS, "1") | {"CUDA_VISIBLE_DEVICES": "", "PYTHONNOUSERSITE": "1"}
+    alike = {"CUDA_VISIBLE_DEVICES": "", "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": ""}
+    return kept | dict.fromkeys(THREADS, "1") | alike
 
 
 def _death(code: int, cpu: float, seconds: int) -> str:

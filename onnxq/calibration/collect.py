@@ -17,7 +17,7 @@ from onnxq.pipeline import Context
 from onnxq.program import Program
 
 ACTIVATION_BYTES = 16 << 20
-LARGEST_BATCH = 32
+LARGEST_BATCH = 8
 
 
 def collect(
