@@ -92,14 +92,14 @@ def batches(program: Program, ctx: Context, names: list[str], samples: int = 512
 
 
 def test_batches_hold_no_more_than_the_bound(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ACTIVATION_BYTES", 1000)
+    monkeypatch.setattr(module, "ACTIVATION_BYTES", 300)
     sample = 3 * 4 * 4  # bytes of one tensor of one sample
     ctx = context(program, {"x": X})
-    assert batches(program, ctx, ["x"]) == [32, 5]  # the input is held anyway
-    assert batches(program, ctx, ["a"]) == [1000 // sample, 37 - 1000 // sample]
-    assert batches(program, ctx, ["a", "b", "y"])[:-1] == [1000 // (3 * sample)] * 6
+    assert batches(program, ctx, ["x"]) == [8, 8, 8, 8, 5]  # the input is held anyway
+    assert batches(program, ctx, ["a"]) == [300 // sample] * 6 + [1]
+    assert batches(program, ctx, ["a", "b", "y"])[:-1] == [300 // (3 * sample)] * 18
     for _, values in activations(program, ctx, ["a", "b", "y"], 512, "calibrating"):
-        assert sum(values[name].nbytes for name in ("a", "b", "y")) <= 1000
+        assert sum(values[name].nbytes for name in ("a", "b", "y")) <= 300
 
 
 def test_a_sample_beyond_the_bound_goes_alone(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,10 +126,10 @@ def test_progress_counts_samples_up_to_those_used(program: Program) -> None:
         seen.append((label, done, total))
 
     collect(program, context(program, {"x": X}, progress=listen), {"a": Needs()}, "looking")
-    collect(program, context(program, {"x": X}, progress=listen, samples=9), {"a": Needs()}, "looking")
-    collect(program, context(program, feeds_of(20, 17), progress=listen), {"a": Needs()}, "looking")
-    expected: list[tuple[str, int, int | None]] = [("looking", n, t) for n, t in ((32, 37), (37, 37), (9, 9))]
-    assert seen == [*expected, ("looking", 20, None), ("looking", 37, None)]
+    collect(program, context(program, {"x": X}, progress=listen, samples=7), {"a": Needs()}, "looking")
+    collect(program, context(program, feeds_of(5, 7), progress=listen), {"a": Needs()}, "looking")
+    expected: list[tuple[str, int, int | None]] = [("looking", n, 37) for n in (8, 16, 24, 32, 37)]
+    assert seen == [*expected, ("looking", 7, 7), ("looking", 5, None), ("looking", 12, None)]
 
 
 def test_without_data_there_are_no_statistics(program: Program) -> None:
