@@ -1,12 +1,12 @@
 """Codes of weights at any scale, each so that it makes up for the rounding of the others on the calibration samples.
 
 See `onnxq.rounding` for the method. A channel keeps the codes of least expected error at its output, E[((w - s q) x)^2], so none
-gets worse than rounded to nearest.
+gets worse than rounded to nearest. Channels that have a step of their own may take a better one.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,9 +23,37 @@ from onnxq.weights import code_limit, is_coarse
 
 LARGEST = 1152
 BYTE = 8
+FACTORS = (
+    0.8,
+    0.85,
+    0.9,
+    0.95,
+    1.0,
+    1.05,
+    1.1,
+)  # of steps to try: the best lies below that of the weights alone
+REFITS = 2
 
 Codes = NDArray[np.integer[Any]]
 Rows = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """Codes of rows, (groups, rows, K), with their steps and expected errors, (groups, rows)."""
+
+    codes: Rows
+    step: Rows
+    error: Rows
+
+    def better_of(self, other: _Trial) -> _Trial:
+        """Each row of the one whose error is smaller, of this one where they are equal."""
+        taken = other.error < self.error
+        return _Trial(
+            np.where(taken[:, :, None], other.codes, self.codes),
+            np.where(taken, other.step, self.step),
+            np.minimum(other.error, self.error),
+        )
 
 
 class WeightRounder:
@@ -46,22 +74,65 @@ class WeightRounder:
         self._partners = partners(values.shape, site.kind, site.axis)
 
     def round(self, decision: QuantDecision) -> tuple[QuantDecision, float]:
-        """The decision with the better codes of each channel, and what part of the expected error is left."""
-        params, codes, site = decision.params, decision.codes, self._site
-        assert params is not None
-        assert codes is not None
-        nearest = self._as_rows(codes)
-        scale = np.broadcast_to(params.scale.astype(np.float64), codes.shape[site.axis]).reshape(
-            site.shape[:2]
-        )
-        fed = self._feedback.round(self._rows, scale, self._partners, self._limit, self._ends(decision))
-        before, after = (
-            output_error(self._rows - trial * scale[:, :, None], self._moment) for trial in (nearest, fed)
-        )
-        best = np.where((after < before)[:, :, None], fed, nearest)
-        flat = best.reshape(-1, site.shape[2]).astype(codes.dtype)
-        left = float(np.minimum(after, before).sum() / max(before.sum(), np.finfo(np.float64).tiny))
+        """The decision with the better codes of each channel at its step, and what part of the expected error is left."""
+        start = self._trial(self._as_rows(_codes(decision)), self._steps(decision))
+        fed = self._fed(start.step, decision)
+        if decision.scheme.bits < BYTE:  # of finer codes none is far from its best
+            fed = self._settled(fed.codes, fed.step, decision)
+        return self._taken(decision, start, start.better_of(fed))
+
+    def refit(self, decision: QuantDecision, least: Rows | float = 0.0) -> tuple[QuantDecision, float]:
+        """As `round`, and each channel takes the step of least expected error too: the best of some, then that of least squares.
+
+        Args:
+            decision: with a step for each channel and one point.
+            least: smallest steps, () or (C,).
+        """
+        start = self._trial(self._as_rows(_codes(decision)), self._steps(decision))
+        floor = np.broadcast_to(np.asarray(least, np.float64), start.step.size).reshape(start.step.shape)
+        best = start
+        for factor in FACTORS:
+            best = best.better_of(self._fed(np.maximum(start.step * factor, floor), decision))
+        for _ in range(REFITS):
+            step = np.maximum(self._least_squares(best), floor)
+            best = best.better_of(self._settled(best.codes, step, decision))
+        assert decision.params is not None
+        steps = best.step.reshape(decision.params.scale.shape).astype(np.float32)
+        decision = replace(decision, params=replace(decision.params, scale=steps))
+        return self._taken(decision, start, best)
+
+    def _taken(self, decision: QuantDecision, start: _Trial, best: _Trial) -> tuple[QuantDecision, float]:
+        site, codes = self._site, _codes(decision)
+        left = float(best.error.sum() / max(start.error.sum(), np.finfo(np.float64).tiny))
+        flat = best.codes.reshape(-1, site.shape[2]).astype(codes.dtype)
         return with_codes(decision, from_rows(flat, codes.shape, site.kind, site.axis)), left
+
+    def _fed(self, step: Rows, decision: QuantDecision) -> _Trial:
+        ends = self._ends(decision)
+        return self._trial(self._feedback.round(self._rows, step, self._partners, self._limit, ends), step)
+
+    def _settled(self, codes: Rows, step: Rows, decision: QuantDecision) -> _Trial:
+        ends = self._ends(decision)
+        return self._trial(
+            self._feedback.settle(self._rows, codes, step, self._partners, self._limit, ends), step
+        )
+
+    def _trial(self, codes: Rows, step: Rows) -> _Trial:
+        return _Trial(codes, step, output_error(self._rows - codes * step[:, :, None], self._moment))
+
+    def _least_squares(self, trial: _Trial) -> Rows:
+        """The steps of least expected error of these codes; that of a row of zeros stays."""
+        weighed = trial.codes @ self._moment.astype(np.float64)
+        power = np.einsum("gok,gok->go", weighed, trial.codes)
+        found: Rows = np.einsum("gok,gok->go", weighed, self._rows) / np.where(power > 0.0, power, 1.0)
+        return np.where((power > 0.0) & (found > 0.0), found, trial.step)
+
+    def _steps(self, decision: QuantDecision) -> Rows:
+        """Step of each row, (groups, rows)."""
+        assert decision.params is not None
+        scale = decision.params.scale.astype(np.float64)
+        rows = _codes(decision).shape[self._site.axis]
+        return np.broadcast_to(scale, rows).reshape(self._site.shape[:2])
 
     def _ends(self, decision: QuantDecision) -> tuple[int | Rows, int | Rows]:
         """Smallest and largest code, () or (groups, rows)."""
@@ -78,6 +149,11 @@ class WeightRounder:
 
     def _as_rows(self, weight: NDArray[Any]) -> Rows:
         return as_rows(weight.astype(np.float64), self._site.kind, self._site.axis).reshape(self._site.shape)
+
+
+def _codes(decision: QuantDecision) -> Codes:
+    assert decision.codes is not None
+    return decision.codes
 
 
 def with_codes(decision: QuantDecision, codes: Codes) -> QuantDecision:

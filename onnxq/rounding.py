@@ -8,6 +8,11 @@ inputs x with H = E[x x^T] + d I and H^-1 = U^T U, U upper triangular, the colum
 Columns of large H_jj come first: their errors cost most, and most columns are left to make up for them. A column
 whose neighbour in the kernel's reduction is rounded already takes what that left of the pair limit
 (`onnxq.saturation`); the rest is made up for too.
+
+The first columns were rounded before the errors of the last ones were known. So codes then go through sweeps in which each is
+set to the best whole number with all others held, coordinate descent of e H e^T, e = w - s q:
+
+    q_j += round((e H)_j / (s H_jj))
 """
 
 from __future__ import annotations
@@ -22,21 +27,24 @@ Floats = NDArray[np.floating]
 Number = TypeVar("Number", bound=np.number[Any])
 
 DAMP = 0.01  # d, as a part of the mean of the diagonal
-BLOCK = 64  # columns whose updates of the later ones are put together
+BLOCK = 64  # columns whose updates of the other ones are put together
+SWEEPS = 2  # later ones gain little
 
 
 class Feedback:
     """Error feedback by one set of moments, for any scales.
 
     Attributes:
+        damped: H, (groups, K, K).
         order: columns, largest moments first, (groups, K).
-        upper: U of the moments in that order, (groups, K, K).
+        upper: U of H in that order, (groups, K, K).
     """
 
     def __init__(self, moment: Floats) -> None:
         """E[x x^T] of each group, (groups, K, K)."""
+        self.damped = _damped(moment)
         self.order = np.argsort(-np.einsum("gkk->gk", moment), axis=1, kind="stable")
-        rows = np.take_along_axis(moment, self.order[:, :, None], 1)
+        rows = np.take_along_axis(self.damped, self.order[:, :, None], 1)
         self.upper = _inverse_factor(np.take_along_axis(rows, self.order[:, None], 2))
 
     def round(
@@ -85,6 +93,42 @@ class Feedback:
         np.put_along_axis(found, order[:, None], codes[:, :size].transpose(0, 2, 1), 2)
         return found
 
+    def settle(
+        self,
+        rows: Rows,
+        codes: Rows,
+        scale: Rows,
+        partners: NDArray[np.intp],
+        limit: int,
+        ends: tuple[int | Rows, int | Rows],
+        sweeps: int = SWEEPS,
+    ) -> Rows:
+        """Codes of no larger damped error, each the best with all others held, sweep by sweep.
+
+        Args:
+            codes: to start from, within the ends and the limit, the shape of rows.
+            sweeps: over all columns.
+            rows, scale, partners, limit, ends: as for `round`.
+        """
+        groups, count, size = rows.shape
+        low, high = least, most = ends
+        found = np.zeros((groups, size + 1, count))  # the last place is the neighbour of those that have none
+        found[:, :size] = codes.transpose(0, 2, 1)
+        slope = self.damped @ (rows / scale[:, :, None] - codes).transpose(0, 2, 1)  # (groups, K, rows)
+        for start in (*range(0, size, BLOCK),) * sweeps:
+            stop = min(start + BLOCK, size)
+            before, inner = found[:, start:stop].copy(), slope[:, start:stop].copy()
+            for j in range(start, stop):
+                if limit and len(partners):
+                    beside = found[:, partners[:, j]]  # (groups, orders, rows)
+                    high = np.minimum(limit - beside.max(axis=1).clip(min=0), most)
+                    low = np.maximum(-limit - beside.min(axis=1).clip(max=0), least)
+                column, old = self.damped[:, start:stop, j, None], found[:, j].copy()
+                found[:, j] = np.clip(np.rint(old + inner[:, j - start] / column[:, j - start]), low, high)
+                inner -= column * (found[:, j] - old)[:, None]
+            slope -= self.damped[:, :, start:stop] @ (found[:, start:stop] - before)
+        return np.ascontiguousarray(found[:, :size].transpose(0, 2, 1))
+
 
 def feed_back(
     rows: Rows,
@@ -124,11 +168,16 @@ def output_error(difference: Rows, moment: Floats) -> Rows:
     return error
 
 
-def _inverse_factor(moment: Floats) -> Rows:
-    """U of H^-1 = U^T U, (groups, K, K)."""
+def _damped(moment: Floats) -> Rows:
+    """H = E[x x^T] + d I, (groups, K, K)."""
     size = moment.shape[1]
     damp = DAMP * np.einsum("gkk->g", moment) / size
-    damped = moment + np.where(damp > 0, damp, 1.0)[:, None, None] * np.eye(size)
+    damped: Rows = moment + np.where(damp > 0, damp, 1.0)[:, None, None] * np.eye(size)
+    return damped
+
+
+def _inverse_factor(damped: Rows) -> Rows:
+    """U of H^-1 = U^T U, (groups, K, K)."""
     return np.linalg.cholesky(np.linalg.inv(damped)).transpose(0, 2, 1)
 
 

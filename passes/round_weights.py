@@ -10,10 +10,11 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from onnxq.bias import least_scales
 from onnxq.graph import float_values
 from onnxq.moments import Site, moment_parts, second_moments, weight_sites
 from onnxq.pipeline import Context, Pass, PassResult
-from onnxq.program import Program
+from onnxq.program import Program, QuantDecision
 from onnxq.rounded import LARGEST, WeightRounder
 from onnxq.weights import ENOUGH_DB, code_limit, is_coarse
 
@@ -29,6 +30,8 @@ class RoundWeights(Pass):
         largest: layers that reduce over more values than this are left; the work grows with the cube.
         samples: calibration samples to look at.
         patches: random inputs of each kernel from one sample.
+        steps: `refit` lets each channel below 8 bits that has a step of its own take the one of least error; `kept` leaves all
+            steps, as a shared one and a pattern of steps always are.
         saturation: `safe` keeps neighbouring codes within what 16 bits hold on machines without VNNI; `ignore`
             does not.
     """
@@ -38,6 +41,7 @@ class RoundWeights(Pass):
     largest: int = LARGEST
     samples: int = 128
     patches: int = 16
+    steps: Literal["refit", "kept"] = "refit"
     saturation: str = "safe"
 
     def run(self, program: Program, ctx: Context) -> PassResult:
@@ -57,9 +61,23 @@ class RoundWeights(Pass):
             for site in part:
                 limit = code_limit(program, site.units, ctx.target) if self.saturation == "safe" else 0
                 rounder = WeightRounder(site, moments[site.weight], limit)
-                program.plan[site.weight], left = rounder.round(program.plan[site.weight])
+                program.plan[site.weight], left = self._rounded(program, ctx, site, rounder)
                 lowered[site.weight] = 10.0 * math.log10(max(left, TINY))
         return PassResult(len(sites), skipped, {"noise_db": lowered})
+
+    def _rounded(
+        self, program: Program, ctx: Context, site: Site, rounder: WeightRounder
+    ) -> tuple[QuantDecision, float]:
+        """The decision of a weight with other codes, and with other steps where each channel has its own."""
+        decision = program.plan[site.weight]
+        if (
+            self.steps == "kept"
+            or program.params(site.weight).scale.ndim == 0
+            or site.weight in program.folded
+        ):
+            return rounder.round(decision)
+        least = least_scales(program, site.units) if ctx.target.bias == "int32" else 0.0
+        return rounder.refit(decision, least)
 
     def _refusal(self, program: Program, site: Site) -> str:
         """Why a weight is left, empty when it is not."""

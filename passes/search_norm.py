@@ -2,12 +2,13 @@
 
 The loss is evaluated at some values of p, and near its minimum a parabola says where the best lies: Nahshan et al., "Loss Aware
 Post-training Quantization", arXiv 1911.07190. How the parabola is guarded: `onnxq.search.quadratic`. Other methods are
-tried too: where tensors have few large values, one of those may be ahead of every norm.
+tried too: where tensors have few large values, one of those may be ahead of every norm. The best one is tried once more for the
+activations alone: weights may have found better steps by the errors at their outputs (`onnxq.rounded`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
@@ -59,11 +60,12 @@ class SearchNorm(Pass):
         )
         done = 0
 
-        def at(method: str) -> float:
+        def at(method: str, weights: bool = True) -> float:
             nonlocal done
-            choose_layerwise(program, evaluator.weights, method)
+            program.plan.update(start)
+            choose_layerwise(program, evaluator.weights, method, weights=weights)
             done += 1
-            ctx.progress(f"ranges by {method}", done, self.points + 2 + len(RIVALS))
+            ctx.progress(f"ranges by {method}", done, self.points + 3 + len(RIVALS))
             return losses.evaluate_plan(program.plan)
 
         with spread(evaluator, self.cluster) as losses:
@@ -71,13 +73,17 @@ class SearchNorm(Pass):
             norm = search_p(
                 lambda p: at(f"lp={p:.6g}"), tuple(np.linspace(self.least, self.most, self.points).tolist())
             )
-            rivals = {} if norm.interrupted else _until_interrupted(at)
-        found = {f"lp={norm.p:.6g}": norm.loss} | rivals
-        best = min(found, key=found.__getitem__)
+            rivals = {} if norm.interrupted else _until_interrupted(RIVALS, at)
+            found = {f"lp={norm.p:.6g}": norm.loss} | rivals
+            best = min(found, key=found.__getitem__)
+            stopped = norm.interrupted or len(rivals) < len(RIVALS)
+            alone = {} if stopped else _until_interrupted((best,), lambda method: at(method, weights=False))
         program.plan.update(start)
-        is_better = found[best] < base
+        loss = min(found[best], *alone.values(), base)
+        is_better = loss < base
+        keeps_weights = loss in alone.values()
         if is_better:
-            choose_layerwise(program, evaluator.weights, best)
+            choose_layerwise(program, evaluator.weights, best, weights=not keeps_weights)
         facts = {
             "loss": evaluator.loss.name,
             "p_values": [p for p, _ in norm.samples],
@@ -87,15 +93,16 @@ class SearchNorm(Pass):
             "ranges": best if is_better else None,
             "loss_float": evaluator.float_loss(),
             "loss_before": base,
-            "loss_after": min(base, found[best]),
+            "keeps_weights": keeps_weights or not is_better,
+            "loss_after": loss,
         }
         return PassResult(len(start) if is_better else 0, facts={"lapq": facts})
 
 
-def _until_interrupted(loss: Callable[[str], float]) -> dict[str, float]:
-    """Losses of the other methods, of those that were tried when Ctrl-C ended it."""
+def _until_interrupted(methods: Sequence[str], loss: Callable[[str], float]) -> dict[str, float]:
+    """Losses of methods, of those that were tried when Ctrl-C ended it."""
     found: dict[str, float] = {}
     with suppress(KeyboardInterrupt):
-        for method in RIVALS:
+        for method in methods:
             found[method] = loss(method)
     return found

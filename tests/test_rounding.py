@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxq.rounding import DAMP, cut_pairs, feed_back, output_error
+from onnxq.rounding import DAMP, Feedback, cut_pairs, feed_back, output_error
 from onnxq.saturation import as_rows, excess, from_rows, partners
 
 Array = NDArray[Any]
@@ -103,6 +103,41 @@ def test_the_error_at_the_output_falls_and_pairs_stay_safe() -> None:
         output_error(free - rows, moment),
     )
     assert kept.sum() < nearest.sum() / 4  # inputs so much alike leave a fraction of the error
+
+
+def damped(moment: Array) -> Array:
+    size = moment.shape[1]
+    found: Array = moment + DAMP * np.trace(moment, axis1=1, axis2=2)[:, None, None] / size * np.eye(size)
+    return found
+
+
+@pytest.mark.parametrize("limit", [0, 9])
+def test_settled_codes_are_each_the_best_with_all_others_held(limit: int) -> None:
+    size, scale = 90, np.linspace(0.5, 2, 5)[None]
+    rows, beside = np.random.default_rng(0).normal(size=(2, 5, size)) * 4, partners((10, size), "Gemm", 0)
+    scale = np.concatenate([scale, scale[:, ::-1]])
+    moment = moments(correlated(3, 2, size))
+    start = cut_pairs(np.clip(np.rint(rows / scale[:, :, None]), -8, 7).reshape(10, size), beside, limit)
+    start = start.reshape(rows.shape)
+    feedback = Feedback(moment)
+    found = feedback.settle(rows, start, scale, beside, limit, (-8, 7), sweeps=50)
+
+    def error(codes: Array) -> Array:
+        return output_error(rows - codes * scale[:, :, None], damped(moment))
+
+    least = error(found)
+    assert np.all(least < error(start))
+    assert found.min() >= -8
+    assert found.max() <= 7
+    for j in range(size):
+        for step in (-1, 1):
+            moved = found.copy()
+            moved[:, :, j] += step
+            allowed = (moved[:, :, j] >= -8) & (moved[:, :, j] <= 7)
+            if limit:
+                flat = moved.reshape(10, size)
+                allowed &= (cut_pairs(flat, beside, limit) == flat).all(axis=1).reshape(allowed.shape)
+            assert np.all(error(moved)[allowed] >= least[allowed] * (1 - 1e-9))
 
 
 def test_dead_inputs_are_rounded_to_nearest() -> None:

@@ -23,7 +23,7 @@ from onnxq.parallel import for_each
 from onnxq.points.digits import reach, split
 from onnxq.points.errors import Floats, Vector, apply_moment, output_errors, parts
 from onnxq.points.scalar import best_point
-from onnxq.rounding import cut_pairs, feed_back
+from onnxq.rounding import Feedback, cut_pairs
 
 LARGEST_CODE = 127  # of the kernel; -128 is left out, as everywhere where it gains nothing
 RATIOS = 16  # candidates at most
@@ -112,7 +112,7 @@ def fold_fixed(
         count: points, at least 2; beyond two of 4 bits each, the reach of 8 bits ends before theirs.
         moment: of the inputs; see `onnxq.points.errors.apply_moment`.
         least: smallest step of the folded codes, () or (R,), as a bias in int32 may ask for; it goes before `step`.
-        feed: whether, where the moment is whole, roundings make up for each other in the rows that gain (`feed_back`).
+        feed: whether, where the moment is whole, roundings make up for each other in the rows that gain (`onnxq.rounding`).
     """
     coarse = np.broadcast_to(np.asarray(step, np.float64), len(rows))
     ratios = np.unique(np.rint(np.geomspace(2, max(grid.levels, 2), RATIOS)).astype(int)).tolist()
@@ -244,7 +244,8 @@ class _Search:
         low, high = ends.astype(np.float64).reshape(2, *shape)
         grouped = rows.astype(np.float64).reshape(*shape, -1)
         step = best.step.astype(np.float64).reshape(shape)
-        fed = feed_back(grouped, step, inputs, self.grid.partners, self.grid.limit, (low, high))
-        codes = fed.reshape(rows.shape)
+        feedback, kept = Feedback(inputs), (self.grid.partners, self.grid.limit, (low, high))
+        fed = feedback.round(grouped, step, *kept)
+        codes = feedback.settle(grouped, fed, step, *kept).reshape(rows.shape)
         error = output_errors(rows - codes * best.step[:, None], moment)
         return replace(best, codes=codes.astype(np.float32), error=error)

@@ -20,26 +20,32 @@ from onnxq.weights import step_params
 BYTE = 8
 
 
-def choose_layerwise(program: Program, weights: Weights, method: str) -> None:
+def choose_layerwise(program: Program, layers: Weights, method: str, weights: bool = True) -> None:
     """Write the grids of a range method, such as lp=2.5, into the plan, for every tensor that loses much with its own.
+
+    Args:
+        program: with the plan.
+        layers: makes the codes of weights.
+        method: of ranges.
+        weights: whether weights take it too, or activations alone.
 
     Raises:
         DataError: a tensor has no histogram.
         UsageError: there is no such method, or its option is out of range.
     """
     quantizer = parse_quantizer(method)
-    tables = {d.group for t, d in program.plan.items() if d.is_weight and t not in weights.sites}
+    tables = {d.group for t, d in program.plan.items() if d.is_weight and t not in layers.sites}
     chosen: dict[str, QuantParams] = {}
     for tensor, decision in list(program.plan.items()):
         if decision.group in tables or decision.points is not None:
             continue
-        if tensor in weights.sites and tensor in weights.coarse:
+        if weights and tensor in layers.coarse and tensor in layers.sites:
             assert decision.axis is not None
             factors = program.folded.get(tensor)
-            params = step_params(method, weights.values[tensor], decision.axis, decision.scheme, factors)
-            program.plan[tensor] = weights.coded(tensor, params)
+            params = step_params(method, layers.values[tensor], decision.axis, decision.scheme, factors)
+            program.plan[tensor] = layers.coded(tensor, params)
             continue
-        if tensor in weights.sites or decision.scheme.bits >= BYTE:
+        if tensor in layers.sites or decision.scheme.bits >= BYTE:
             continue
         if decision.group not in chosen:
             statistics = program.statistics.get(decision.group)

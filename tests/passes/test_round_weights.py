@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from onnxq import moments
 from onnxq.affine import dequantize
+from onnxq.bias import least_scales
 from onnxq.data import input_specs, open_data
 from onnxq.model.session import make_session
 from onnxq.pipeline import Context, PassResult, Pipeline
@@ -101,7 +102,7 @@ def test_outputs_come_closer_on_the_same_grid(layer: str, scheme: str, parse_pro
     text, shape, x = LAYERS[layer]
     program = prepared(parse_program, text, {"w": normal(*shape)}, x, scheme)
     before, params = output_errors(program, x), program.params("w")
-    result = rounded(program, x)
+    result = rounded(program, x, "steps=kept")
     assert result.changed == 1
     assert result.facts["noise_db"]["w"] < -1
     assert output_errors(program, x).sum() < 0.8 * before.sum()
@@ -196,9 +197,47 @@ def test_codes_that_are_no_better_are_not_taken(
     text, shape, x = LAYERS["gemm"]
     program = prepared(parse_program, text, {"w": normal(*shape)}, x)
     before = codes(program)
-    monkeypatch.setattr(Feedback, "round", lambda self, rows, *rest: np.zeros_like(rows))
+    for method in ("round", "settle"):
+        monkeypatch.setattr(Feedback, method, lambda self, rows, *rest: np.zeros_like(rows))
+    params = program.params("w")
     assert rounded(program, x).facts["noise_db"]["w"] == 0.0
     np.testing.assert_array_equal(codes(program), before)
+    np.testing.assert_array_equal(program.params("w").scale, params.scale)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_channels_take_better_steps_where_each_has_its_own(layer: str, parse_program: ParseProgram) -> None:
+    text, shape, x = LAYERS[layer]
+    errors = {}
+    for steps in ("kept", "refit"):
+        program = prepared(parse_program, text, {"w": normal(*shape)}, x, "int3:channel,first_last=same")
+        start = program.params("w").scale
+        rounded(program, x, f"steps={steps}")
+        errors[steps] = output_errors(program, x).sum()
+        assert (program.params("w").scale != start).any() == (steps == "refit")
+        assert set(np.unique(codes(program))) <= set(range(-4, 4))
+    assert errors["refit"] < 0.97 * errors["kept"]
+
+
+def test_a_shared_step_and_a_pattern_of_steps_stay(parse_program: ParseProgram) -> None:
+    text, shape, x = LAYERS["gemm"]
+    for scheme, folded in (("int3:tensor", False), ("int3:channel", True)):
+        program = prepared(parse_program, text, {"w": normal(*shape)}, x, scheme)
+        if folded:
+            program.folded["w"] = np.ones(shape[0])
+        before = program.params("w")
+        assert rounded(program, x).changed == 1
+        assert program.params("w") is before or (program.params("w").scale == before.scale).all()
+
+
+def test_better_steps_leave_room_for_the_bias(parse_program: ParseProgram) -> None:
+    """A bias so large that its int32 codes allow only steps above those of the weights."""
+    text = "g (float[N,48] x) => (float[N,16] y) { y = Gemm <transB = 1> (x, w, b) }"
+    program = parse_program(text, {"w": normal(16, 48), "b": np.full(16, 3e7, np.float32)}, 17)
+    steps = "annotate:small=0,weights=int3:channel,first_last=same calibrate choose-ranges quantize-weights round-weights:when=always"
+    Pipeline.parse(steps).run(program, context(program, ROWS))
+    (unit,) = program.units.values()
+    assert np.all(program.params("w").scale >= least_scales(program, [unit]) * (1 - 1e-6))
 
 
 @pytest.mark.parametrize(("spread", "runs"), [(1000.0, True), (1.0, False)])
