@@ -35,6 +35,14 @@ def no_progress(label: str, done: int, total: int | None) -> None:
     """A listener that listens to nothing."""
 
 
+def counter(label: str, progress: Progress, data: Dataset, limit: int | None) -> Callable[[int], None]:
+    """Shows how many samples of a source are done."""
+    count = data.count()
+    total = limit if count is None else min(count, limit or count)
+    progress(label, 0, total)
+    return lambda done: progress(label, done, total)
+
+
 @dataclass(frozen=True)
 class Context:
     """What passes may read and not change.

@@ -9,6 +9,7 @@ from typing import Any
 
 from onnxq.measure.compare import Difference
 from onnxq.measure.coverage import Coverage
+from onnxq.measure.metrics import Accuracy
 from onnxq.measure.speed import Speed
 from onnxq.pipeline import Step
 
@@ -45,6 +46,7 @@ class Report:
         nodes: what became of each node that computes in float.
         coverage: what the runtime made of it; None when that is another runtime than the one at hand.
         difference: outputs of the deployed model against float on calibration samples; None without data.
+        accuracy: a metric of both on labelled test samples; None where none were given.
         speed: float against deployed, batch 1; None when it could not be run.
         float_bytes, quantized_bytes: file sizes.
         seconds: wall time of each pass and stage.
@@ -73,6 +75,7 @@ class Report:
     warnings: Sequence[str] = ()
     steps: Sequence[Step] = ()
     deployed: Mapping[str, float] = field(default_factory=dict)
+    accuracy: Accuracy | None = None
 
     @property
     def bits(self) -> dict[str, str]:
@@ -128,6 +131,7 @@ class Report:
                     "outputs": {n: d.as_json() for n, d in self.difference.outputs.items()}
                     if self.difference
                     else {},
+                    "metric": self.accuracy.as_json() if self.accuracy else None,
                 },
                 "lapq": self.lapq,
                 "multipoint": self.multipoint,

@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined, Template, UndefinedError
 
 from onnxq.errors import DataError
 from onnxq.report.figures import convergence, distribution, noise_by_layer, norm_losses, points_by_gain
-from onnxq.report.terminal import human_bytes
+from onnxq.report.terminal import SHARES, human_bytes, metric_value
 
 NEEDED = (
     "model",
@@ -53,6 +53,7 @@ def page(report: Json) -> str:
         raise DataError(f"it is no report of `onnxq compile --report`: it lacks {missing[0]!r}")
     report = {**OPTIONAL, **report}
     try:
+        report["quality"] = {"metric": None, **report["quality"]}
         return _template().render(
             report=report,
             title=PurePath(report["output"] or report["model"] or "model in memory").name,
@@ -104,6 +105,8 @@ def _tiles(report: Json) -> list[tuple[str, str, str]]:
     if speed is not None:
         times = f"{speed['ms_a']:.3g} ms → {speed['ms_b']:.3g} ms, batch 1, one thread"
         tiles.append(("Speed", f"{speed['speedup']:.2f}x", times))
+    if quality["metric"] is not None:
+        tiles.append(_accuracy(quality["metric"]))
     samples = f"{quality['samples']} calibration samples against float"
     if quality["agreement"] is not None:
         tiles.append(("Top-1 agreement", f"{quality['agreement']:.1%}", samples))
@@ -112,6 +115,13 @@ def _tiles(report: Json) -> list[tuple[str, str, str]]:
     if report["coverage"] is not None:
         tiles.append(("In integers", f"{report['coverage']:.1%}", "of multiply-adds"))
     return tiles
+
+
+def _accuracy(found: Json) -> tuple[str, str, str]:
+    name = found["metric"]
+    before, after = (metric_value(name, found[key]) for key in ("float", "quantized"))
+    title = SHARES.get(name, name.rpartition(":")[2])
+    return title, after, f"{before} in float, {found['samples']:,} test samples"
 
 
 def _layers(report: Json) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from onnxq.report.page import page
 MODELS = Path(__file__).parents[2] / "models"
 CNN, CALIB = MODELS / "digits_cnn.onnx", MODELS / "digits_calib.npz"
 VOID = {"meta", "link", "br", "path", "circle", "polyline"}  # closed by themselves, also `<path/>`
+TEST = MODELS / "digits_test.npz"
 MULTIPOINT = {
     "budget": 0.1,
     "extra_weights": 288,
@@ -95,6 +96,7 @@ def full() -> dict[str, Any]:
         ranges="lapq",
         search_budget="12",
         skip=("classifier",),
+        test=TEST,
         threads=1,
     )
     found: dict[str, Any] = json.loads(json.dumps(done.report.as_json()))
@@ -152,7 +154,15 @@ def test_figures_are_those_of_the_report(full: dict[str, Any]) -> None:
     assert f"{size['float_bytes'] / size['quantized_bytes']:.2f}x" in text
     assert f"{speed['speedup']:.2f}x" in text
     assert f"{full['quality']['sqnr_db']:.1f} dB" in text
+    metric = full["quality"]["metric"]
+    assert f"{metric['quantized']:.2%} {metric['float']:.2%} in float, 797 test samples" in text
     assert page(full).count("<svg") == 4 + sum(1 for t in full["tensors"] if t["histogram"])
+
+
+def test_older_reports_have_no_accuracy(full: dict[str, Any]) -> None:
+    older = {key: value for key, value in full["quality"].items() if key != "metric"}
+    assert "Top-1 agreement" in page({**full, "quality": older})
+    assert "test samples" not in page({**full, "quality": older})
 
 
 def test_an_input_is_not_the_output_of_its_reader(full: dict[str, Any]) -> None:
