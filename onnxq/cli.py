@@ -183,6 +183,7 @@ def compile_command(
             form=form,
             target=target,
             report=report,
+            as_json=as_json,
             seed=seed,
             threads=threads,
             provider=provider,

@@ -113,6 +113,7 @@ def compile_model(
     threads: int = 0,
     provider: str = "CPUExecutionProvider",
     speed: bool = True,
+    layers: bool = False,
     scratch: str | Path | None = None,
     progress: Progress = no_progress,
 ) -> CompiledModel:
@@ -156,6 +157,8 @@ def compile_model(
         threads: intra-op threads of sessions, 0 for onnxruntime's default.
         provider: onnxruntime execution provider for calibration, search and checks.
         speed: whether to time the result against float.
+        layers: whether to measure the noise of each layer in the deployed network, and of each alone at the output (a few
+            seconds, at most about 20).
         scratch: directory for a temporary file that takes the results of a model whose weights are too many for memory; None for
             that of `output`, or the system's.
         progress: called with a label, work done and total.
@@ -203,7 +206,7 @@ def compile_model(
         if files:
             job.program.spool = Spool(scratch or (Path(output).parent if output is not None else None))
             files |= {job.program.spool}
-    context = Context(job.data, samples, goal, seed, threads, provider, progress, warnings.append)
+    context = Context(job.data, samples, goal, seed, threads, provider, progress, warnings.append, layers)
     tests = _open(test, job.prepared, images)
     with clock.stage("evaluate"):  # first, so that samples or labels that do not fit are found at once
         before = _evaluate(job.prepared, tests, metric, context)
@@ -242,6 +245,7 @@ def compile_model(
         coverage=verification.coverage,
         difference=verification.difference,
         accuracy=accuracy,
+        layers=verification.layers,
         speed=verification.speed,
         float_bytes=model_bytes(job.original),
         quantized_bytes=model_bytes(compiled),

@@ -56,6 +56,7 @@ class Context:
         provider: execution provider of sessions.
         progress: called with a label, the work done and the total (None when unknown).
         warn: called with one sentence for the user.
+        layers: whether the noise of each layer will be measured, for which the float model is kept.
     """
 
     data: Dataset | None = None
@@ -66,6 +67,7 @@ class Context:
     provider: str = "CPUExecutionProvider"
     progress: Progress = no_progress
     warn: Callable[[str], None] = lambda sentence: None
+    layers: bool = False
 
     def rng(self) -> np.random.Generator:
         """A fresh generator from the seed."""

@@ -51,6 +51,7 @@ def compile_file(
     target: str = "ort-cpu",
     form: str | None = None,
     report: Path | None = None,
+    as_json: bool = False,
     seed: int = 0,
     threads: int = 0,
     provider: str = CPU,
@@ -58,7 +59,8 @@ def compile_file(
 ) -> Report:
     """Quantize a model file; what can be refused without reading the model is refused first.
 
-    Args: as `onnxq.compile_model`, with None for an option that was not given and `images` as text.
+    Args: as `onnxq.compile_model`, with None for an option that was not given and `images` as text. Layers are measured for a
+        report, in a file or printed (`as_json`).
 
     Returns:
         The report, which was also written to `report` if that is given.
@@ -132,6 +134,7 @@ def compile_file(
         seed=seed,
         threads=threads,
         provider=provider,
+        layers=report is not None or as_json,
         scratch=output.resolve().parent,
         progress=progress,
     )

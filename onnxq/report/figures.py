@@ -13,8 +13,13 @@ Json = Mapping[str, Any]
 MOST_CODES = 32  # more marks than these would be a solid bar
 
 
-def noise_by_layer(tensors: Sequence[Json]) -> Plot | None:
-    """SQNR of every weight and activation, in the order of the network."""
+def noise_by_layer(tensors: Sequence[Json], deployed: Mapping[str, float]) -> Plot | None:
+    """SQNR of every weight and activation on its own, in the order of the network, and of outputs as deployed.
+
+    Args:
+        tensors: rows of the report.
+        deployed: SQNR in dB by tensor.
+    """
     order = {layer: place for place, layer in enumerate(dict.fromkeys(t["layer"] for t in tensors), 1)}
     weights: list[Point] = []
     activations: list[Point] = []
@@ -22,11 +27,14 @@ def noise_by_layer(tensors: Sequence[Json]) -> Plot | None:
         if tensor["sqnr_db"] is not None:
             series = weights if tensor["kind"] == "weight" else activations
             series.append((float(order[tensor["layer"]]), tensor["sqnr_db"]))
-    found = weights + activations
+    outputs = [(t["layer"], deployed.get(t["tensor"])) for t in tensors if t["kind"] == "output"]
+    line = sorted((float(order[layer]), ratio) for layer, ratio in outputs if ratio is not None)
+    found = weights + activations + line
     if not found:
         return None
     x = Axis(0.0, len(order) + 1.0, "layer, in order")
     plot = Plot(x, Axis.around([y for _, y in found], "SQNR, dB"), "SQNR of weights and activations by layer")
+    plot.line(line, "line third")
     plot.dots(weights)
     plot.dots(activations, "dot second")
     return plot

@@ -35,6 +35,7 @@ OPTIONAL: dict[str, Any] = {
     "bits": {},
     "kernels": {},
     "tensors": [],
+    "layers": None,
     "notes": [],
     "warnings": [],
     "peak_rss_bytes": 0,
@@ -60,7 +61,8 @@ def page(report: Json) -> str:
             tiles=_tiles(report),
             layers=_layers(report),
             reasons=_reasons(report["nodes"]),
-            noise=noise_by_layer(report["tensors"]),
+            noise=noise_by_layer(report["tensors"], (report["layers"] or {}).get("deployed_db") or {}),
+            alone=_alone(report["layers"]),
             norm=norm_losses(report["lapq"] or {}),
             search=convergence(report["lapq"] or {}),
             points=points_by_gain((report["multipoint"] or {}).get("channels") or ()),
@@ -125,20 +127,36 @@ def _accuracy(found: Json) -> tuple[str, str, str]:
 
 
 def _layers(report: Json) -> list[dict[str, Any]]:
-    """Each node with its widths and the noise of its weight and output."""
+    """Each node with its widths, the noise of its weight and output, and what it costs alone; of several outputs the worst."""
     noise: dict[str, dict[str, float]] = {}
+    measured = report["layers"] or {"deployed_db": {}, "alone_db": {}}
     for row in report["tensors"]:
-        if row["sqnr_db"] is not None:  # the worst of several outputs
-            kinds = noise.setdefault(row["layer"], {})
-            kinds[row["kind"]] = min(row["sqnr_db"], kinds.get(row["kind"], row["sqnr_db"]))
+        deployed = measured["deployed_db"].get(row["tensor"]) if row["kind"] == "output" else None
+        for column, value in ((row["kind"], row["sqnr_db"]), ("deployed", deployed)):
+            if value is not None:
+                found = noise.setdefault(row["layer"], {})
+                found[column] = min(value, found.get(column, value))
+    columns = ("weight", "output", "deployed")
     return [
         {
             **node,
             "bits": report["bits"].get(node["name"], ""),
-            **{kind: noise.get(node["name"], {}).get(kind) for kind in ("weight", "output")},
+            **{column: noise.get(node["name"], {}).get(column) for column in columns},
+            "alone": measured["alone_db"].get(node["name"]),
         }
         for node in report["nodes"]
     ]
+
+
+def _alone(layers: Json | None) -> str:
+    """How the cost of layers alone was measured; empty where it was not."""
+    if not layers or not layers["count"]:
+        return ""
+    found = (
+        f"the SQNR of the network's output when that layer alone is quantized ({layers['samples']} samples"
+    )
+    done = len(layers["alone_db"])
+    return found + (")" if done == layers["count"] else f"; time for {done} of {layers['count']} layers)")
 
 
 def _reasons(nodes: Sequence[Json]) -> list[dict[str, Any]]:

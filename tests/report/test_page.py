@@ -97,6 +97,7 @@ def full() -> dict[str, Any]:
         search_budget="12",
         skip=("classifier",),
         test=TEST,
+        layers=True,
         threads=1,
     )
     found: dict[str, Any] = json.loads(json.dumps(done.report.as_json()))
@@ -171,9 +172,28 @@ def test_an_input_is_not_the_output_of_its_reader(full: dict[str, Any]) -> None:
         {**full["tensors"][0], "layer": "n", "kind": kind, "sqnr_db": ratio}
         for kind, ratio in (("output", 21.2), ("output", 12.1), ("input", 55.5), ("weight", 33.3))
     ]
-    text = page({**full, "nodes": [node], "tensors": rows})
+    text = page({**full, "nodes": [node], "tensors": rows, "layers": None})
     layers = text[text.index('id="layers"') : text.index('id="tensors"')]
     assert re.findall(r'<td class="n">([\d.]*)</td>', layers) == ["33.3", "12.1"]
+
+
+def test_deployed_noise_and_what_a_layer_costs_alone(full: dict[str, Any]) -> None:
+    nodes = [{"name": name, "op": "Conv", "status": "integer", "reason": ""} for name in ("n", "m")]
+    rows = [
+        {**full["tensors"][0], "layer": "n", "tensor": tensor, "kind": "output", "sqnr_db": None}
+        for tensor in ("t", "u")
+    ]
+    found = {"deployed_db": {"t": 21.2, "u": 12.1}, "alone_db": {"n": 33.3}, "count": 1, "samples": 32}
+    text = page({**full, "nodes": nodes, "tensors": rows, "layers": found})
+    layers = text[text.index('id="layers"') : text.index('id="tensors"')]
+    assert re.findall(r'<td class="n">([\d.]*)</td>', layers) == ["", "", "12.1", "33.3", *[""] * 4]
+    assert "(32 samples)" in layers
+    assert text.count('class="line third"') == 1
+    short = page({**full, "nodes": nodes, "tensors": rows, "layers": {**found, "count": 2}})
+    assert "time for 1 of 2 layers" in short
+    older = {key: value for key, value in full.items() if key != "layers"}
+    assert "Alone, dB" not in page(older)
+    assert "Alone, dB" in page(full)
 
 
 def test_names_are_never_markup(full: dict[str, Any]) -> None:
@@ -235,7 +255,7 @@ def test_what_is_no_report_is_refused(tmp_path: Path, content: bytes, said: str)
 
 
 @pytest.mark.parametrize(
-    "key", ["nodes", "size", "quality", "passes", "seconds", "tensors", "lapq", "output"]
+    "key", ["nodes", "size", "quality", "passes", "seconds", "tensors", "lapq", "output", "layers"]
 )
 def test_a_damaged_report_is_one_sentence(full: dict[str, Any], key: str) -> None:
     for value in (7, "text", [1]):
