@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from math import log10
 from typing import Any
 
 from onnxq.report.svg import Axis, Plot, Point
 
 Json = Mapping[str, Any]
+BEYOND = 4.0  # times the budget that was taken, up to where its curve is shown
+LEAST_SHOWN = 20.0  # %
 MOST_CODES = 32  # more marks than these would be a solid bar
 
 
@@ -68,21 +69,19 @@ def convergence(lapq: Json) -> Plot | None:
     return _losses(stairs, levels, "evaluations of the loss", lapq, "loss of the joint search", points[:-1])
 
 
-def points_by_gain(channels: Sequence[Json]) -> Plot | None:
-    """Error left over as channels get further points, the ones that gain most first."""
-    pairs = [(c["error_before"], c["error_after"]) for c in channels]
-    gains = sorted((b - a for b, a in pairs if a is not None and b is not None), reverse=True)
-    total = sum(before for before, _ in pairs if before is not None)
-    if not gains or total <= 0.0:
+def error_by_budget(multipoint: Json) -> Plot | None:
+    """Output error left against further weights, those that gain most first, to beyond the budget that was taken."""
+    points = [(100.0 * x, 100.0 * y) for x, y in _known(multipoint.get("curve") or ())]
+    if len(points) < 2:
         return None
-    left = [1.0, *(1.0 - gained / total for gained in accumulate(gains))]
-    points = [(float(count), share) for count, share in enumerate(left)]
-    x, y = (
-        Axis(0.0, float(len(gains)), "channels with several points"),
-        Axis(0.0, 1.05, "share of their error left"),
-    )
-    plot = Plot(x, y, "error of channels against the number of channels with several points")
-    plot.line(points)
+    taken = 100.0 * multipoint["budget"], 100.0 * multipoint["error_left"]
+    end = min(points[-1][0], max(BEYOND * taken[0], LEAST_SHOWN))
+    before = [point for point in points if point[0] <= end]
+    x, y = Axis(0.0, max(end, taken[0]), "further weights, %"), Axis(0.0, 105.0, "output error left, %")
+    plot = Plot(x, y, "output error left against further weights")
+    plot.line(before)
+    plot.mark(taken[0], f"taken: {taken[0]:.3g} %")
+    plot.dots([taken], "dot second")
     return plot
 
 

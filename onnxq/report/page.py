@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template, UndefinedError
 
 from onnxq.errors import DataError
-from onnxq.report.figures import convergence, distribution, noise_by_layer, norm_losses, points_by_gain
+from onnxq.report.figures import convergence, distribution, error_by_budget, noise_by_layer, norm_losses
 from onnxq.report.terminal import SHARES, human_bytes, metric_value
 
 NEEDED = (
@@ -65,7 +65,7 @@ def page(report: Json) -> str:
             alone=_alone(report["layers"]),
             norm=norm_losses(report["lapq"] or {}),
             search=convergence(report["lapq"] or {}),
-            points=points_by_gain((report["multipoint"] or {}).get("channels") or ()),
+            points=error_by_budget(report["multipoint"] or {}),
             distributions=_distributions(report["tensors"]),
         )
     except (

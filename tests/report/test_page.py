@@ -26,11 +26,14 @@ MULTIPOINT = {
     "extra_weights": 288,
     "bits_mean": 4.4,
     "form": "folded",
+    "error_left": 0.2,
+    "curve": [[0.0, 1.0], [0.05, 0.4], [0.1, 0.2], [0.4, 0.1], [1.0, 0.05]],
     "channels": [
         {
             "tensor": "w",
             "channel": 3,
             "points": 2,
+            "weights": 144,
             "factors": [0.1, 0.01],
             "error_before": 1.0,
             "error_after": 0.1,
@@ -39,6 +42,7 @@ MULTIPOINT = {
             "tensor": "w",
             "channel": 5,
             "points": 2,
+            "weights": 144,
             "factors": [0.1, 0.01],
             "error_before": 0.5,
             "error_after": 0.2,
@@ -194,6 +198,19 @@ def test_deployed_noise_and_what_a_layer_costs_alone(full: dict[str, Any]) -> No
     older = {key: value for key, value in full.items() if key != "layers"}
     assert "Alone, dB" not in page(older)
     assert "Alone, dB" in page(full)
+
+
+def test_the_curve_of_budgets(full: dict[str, Any]) -> None:
+    text = page(full)
+    figure = text[text.index('id="points"') : text.index('id="layers"')]
+    assert "10.0%, 288 further weights, with 20.0% of the error left" in figure
+    (line,) = re.findall(r'<polyline class="line" points="([^"]*)"', figure)
+    assert len(line.split()) == 4  # up to four times the budget
+    (x, y) = re.findall(r'class="dot second" cx="([\d.]+)" cy="([\d.]+)"', figure)[0]
+    assert f"{x},{y}" == line.split()[2]
+    older = {key: value for key, value in MULTIPOINT.items() if key not in ("curve", "error_left")}
+    assert 'id="points"' not in page({**full, "multipoint": older})
+    assert "0.1, 0.01" in page({**full, "multipoint": older})
 
 
 def test_names_are_never_markup(full: dict[str, Any]) -> None:
