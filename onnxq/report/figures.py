@@ -11,6 +11,7 @@ from onnxq.report.svg import Axis, Plot, Point
 Json = Mapping[str, Any]
 BEYOND = 4.0  # times the budget that was taken, up to where its curve is shown
 LEAST_SHOWN = 20.0  # %
+CROWDED = 0.1  # of the axis: levels closer than this have their names on either side
 MOST_CODES = 32  # more marks than these would be a solid bar
 
 
@@ -113,7 +114,9 @@ def _losses(
     y = Axis.around([*(py for _, py in points), *levels.values()], f"loss ({lapq['loss']})", log=True)
     plot = Plot(x, y, label)
     for name, value in levels.items():
-        plot.level(value, name)
+        ends = [abs(y.place(points[at][1]) - y.place(value)) for at in (0, -1)]
+        near = [other for other in levels.values() if 0.0 < y.place(other) - y.place(value) < CROWDED]
+        plot.level(value, name, left=ends[0] > ends[1], below=bool(near))  # where the line is not
     plot.line(points)
     plot.dots(points if dots is None else dots)
     return plot
