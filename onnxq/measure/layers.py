@@ -141,13 +141,14 @@ def quantized_alone(model: ModelProto, program: Program, unit: Unit, target: Tar
     names, nodes = Names(view.graph), {n.name: n for n in view.graph.nodes}
     weight, node = program.units[unit.name].weight, nodes[unit.name]
     decision = program.plan.get(weight) if weight is not None else None
-    if decision is not None and decision.params is not None and decision.codes is not None:
+    if decision is not None and decision.codes is not None and program.sides != "activations":
+        assert decision.params is not None
         values = dequantize(decision.codes, decision.params)
         kept = tuple(slice(size) for size in node.inputs[1].shape)  # without channels that were padded
         node.inputs[1] = constant(names, f"{weight}_rounded", values[kept])
     if unit.name in program.biases:
         set_bias(view, names, nodes, unit, program.biases[unit.name])
-    if unit.output in program.plan:
+    if unit.output in program.plan and program.sides != "weights":
         borders = Borders(view, target)
         nodes[unit.nodes[-1]].outputs = [borders.quantize_output(unit.output)]
         borders.finish()
