@@ -37,8 +37,9 @@ class LayerNoise:
 
     Attributes:
         deployed: SQNR of each activation in the deployed network, with the noise of all layers before it, by tensor.
-        alone: SQNR of the network's first output when only this layer's weights and output are quantized, by layer; None where
-            that changes nothing. Layers that the time did not suffice for are absent.
+        alone: SQNR of the network's first output when only this layer is quantized, by layer: its weights, its output and what
+            it reads that no quantized layer writes. None where that changes nothing. Layers that the time did not suffice for
+            are absent.
         layers: how many there are.
         samples: behind `alone`.
     """
@@ -128,7 +129,7 @@ def _decibels(signal: float, noise: float) -> float:
 
 
 def quantized_alone(model: ModelProto, program: Program, unit: Unit, target: Target) -> ModelProto:
-    """The float model with the weights and the output of one layer rounded as the plan says.
+    """The float model with one layer rounded as the plan says: weights, output, and inputs that no quantized layer writes.
 
     Args:
         model: the float reference of the program, which is not changed.
@@ -136,6 +137,7 @@ def quantized_alone(model: ModelProto, program: Program, unit: Unit, target: Tar
         unit: of the reference.
         target: for which the program was emitted.
     """
+    assert program.reference is not None
     view = Program.from_model(model)
     view.plan = program.plan
     names, nodes = Names(view.graph), {n.name: n for n in view.graph.nodes}
@@ -148,8 +150,15 @@ def quantized_alone(model: ModelProto, program: Program, unit: Unit, target: Tar
         node.inputs[1] = constant(names, f"{weight}_rounded", values[kept])
     if unit.name in program.biases:
         set_bias(view, names, nodes, unit, program.biases[unit.name])
-    if unit.output in program.plan and program.sides != "weights":
-        borders = Borders(view, target)
+    if program.sides == "weights":
+        return view.to_model()
+    borders = Borders(view, target)
+    written = {tensor for other in program.reference.units.values() for tensor in other.outputs}
+    for part in (nodes[name] for name in unit.nodes):
+        for place, tensor in enumerate(part.inputs):
+            if tensor.name in unit.inputs and tensor.name not in written and tensor.name in program.plan:
+                part.inputs[place] = borders.values(tensor.name)
+    if unit.output in program.plan:
         nodes[unit.nodes[-1]].outputs = [borders.quantize_output(unit.output)]
-        borders.finish()
+    borders.finish()
     return view.to_model()

@@ -101,7 +101,7 @@ def rounded(values: Array, row: dict[str, Any]) -> Array:
 
 
 @pytest.mark.parametrize("sides", ["both", "weights", "activations"])
-def test_a_layer_alone_is_its_weights_and_output_rounded(parse_model: ParseModel, sides: str) -> None:
+def test_a_layer_alone_is_its_input_weights_and_output_rounded(parse_model: ParseModel, sides: str) -> None:
     model, weights, x = products(parse_model)
     text = f"{PLAIN} emit-qdq".replace("annotate:", f"annotate:sides={sides},")
     done = onnxq.compile_model(model, {"x": x}, pipeline=text, speed=False, threads=1, layers=True)
@@ -113,7 +113,7 @@ def test_a_layer_alone_is_its_weights_and_output_rounded(parse_model: ParseModel
         t: row for t, row in rows.items() if sides in ("both", "weights" if t in weights else "activations")
     }
     a, b = (rounded(weights[name], rows[name]) if name in rows else weights[name] for name in weights)
-    first = np.maximum(x @ a, 0)
+    first = np.maximum((rounded(x, rows["x"]) if "x" in rows else x) @ a, 0)
     first = (rounded(first, rows["r"]) if "r" in rows else first) @ weights["b"]
     second = rounded(hidden @ b, rows["y"]) if "y" in rows else hidden @ b
     nodes = [row.name for row in done.report.nodes if row.op == "MatMul"]
