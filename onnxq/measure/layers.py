@@ -25,6 +25,7 @@ from onnxq.target import Target
 
 SAMPLES = 64
 ALONE_SAMPLES = 32
+AT_ONCE = 8  # of them: a session keeps the memory of its largest run
 ALONE_SECONDS = 20.0
 PLAIN = {
     "session.disable_quant_qdq": "1"
@@ -76,7 +77,7 @@ def layer_noise(program: Program, compiled: ModelProto, ctx: Context) -> LayerNo
     if program.reference is None or ctx.data is None:
         return None
     layers = [u for u in program.reference.units.values() if not u.moves_codes]
-    batches = list(ctx.data.batches(ALONE_SAMPLES, max(min(ALONE_SAMPLES, ctx.samples), ctx.data.least)))
+    batches = list(ctx.data.batches(AT_ONCE, max(min(ALONE_SAMPLES, ctx.samples), ctx.data.least)))
     model = program.reference.to_model()
     session = make_session(model, threads=ctx.threads, provider=ctx.provider)
     wanted = [run(session, batch.feeds) for batch in batches]
