@@ -111,6 +111,7 @@ def set_bias(
     program: Program, names: Names, nodes: Mapping[str, gs.Node], unit: Unit, bias: NDArray[np.float32]
 ) -> None:
     """Give a unit an initializer of its own as bias (C,)."""
+    program.biases[unit.name] = bias
     new = constant(names, f"{unit.name}_bias", bias)
     holder = nodes[unit.nodes[1]] if unit.kind == "MatMul" else nodes[unit.name]
     if unit.bias is None:

@@ -325,7 +325,8 @@ class Borders:
         return node
 
     def finish(self) -> None:
-        """Drop conversions that nobody reads and restore the order of nodes."""
+        """Drop conversions that nobody reads and restore the order of nodes; the program learns the names of codes."""
+        self.program.codes = {tensor: codes.name for tensor, codes in self._codes.items()}
         self.graph.cleanup(remove_unused_graph_inputs=False).toposort()
 
     def _new_codes(self, tensor: str) -> gs.Variable:

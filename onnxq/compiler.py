@@ -14,7 +14,8 @@ import onnx
 from onnxq.calibration.table import CalibrationTable
 from onnxq.choices import Choices
 from onnxq.data import Dataset, ImageOptions, input_specs, open_data
-from onnxq.errors import DataError
+from onnxq.errors import DataError, UsageError
+from onnxq.measure.metrics import Accuracy, Evaluation, evaluate_model, find_metric
 from onnxq.model.disk import DataFile, Spool
 from onnxq.model.load import load_model, model_digest
 from onnxq.model.prepare import prepare
@@ -30,6 +31,7 @@ from onnxq.sizes import parse_bytes
 from onnxq.target import find_target
 from onnxq.verify import verify
 
+METRIC = "top1"  # of test samples, where none is named
 Source = str | Path | Mapping[str, Any] | Callable[..., Any] | Dataset
 
 
@@ -103,12 +105,15 @@ def compile_model(
     form: str | None = None,
     target: str = "ort-cpu",
     images: ImageOptions | None = None,
+    test: Source | None = None,
+    metric: str | None = None,
     load_calibration: str | Path | None = None,
     save_calibration: str | Path | None = None,
     seed: int = 0,
     threads: int = 0,
     provider: str = "CPUExecutionProvider",
     speed: bool = True,
+    layers: bool = False,
     scratch: str | Path | None = None,
     progress: Progress = no_progress,
 ) -> CompiledModel:
@@ -145,11 +150,15 @@ def compile_model(
         form: `qdq` or `integer`; None for the preset's, qdq.
         target: runtime to compile for.
         images: how to read a directory of images.
+        test: labelled samples, as `calibration`, on which float and the result are measured; all are taken.
+        metric: of them: top1 (the default), top5, cross-entropy, mse or FILE.py:FUNCTION.
         load_calibration, save_calibration: a table of statistics to start from, and where to keep the one made.
         seed: of every random choice.
         threads: intra-op threads of sessions, 0 for onnxruntime's default.
         provider: onnxruntime execution provider for calibration, search and checks.
         speed: whether to time the result against float.
+        layers: whether to measure the noise of each layer in the deployed network, and of each alone at the output (a few
+            seconds, at most about 20).
         scratch: directory for a temporary file that takes the results of a model whose weights are too many for memory; None for
             that of `output`, or the system's.
         progress: called with a label, work done and total.
@@ -163,6 +172,7 @@ def compile_model(
         DataError: the samples cannot be read or do not fit.
     """
     clock, goal = _Clock(), find_target(target)
+    metric = _metric(metric, test)
     has_data = calibration is not None or load_calibration is not None
     choices = Choices(
         preset=preset,
@@ -196,7 +206,10 @@ def compile_model(
         if files:
             job.program.spool = Spool(scratch or (Path(output).parent if output is not None else None))
             files |= {job.program.spool}
-    context = Context(job.data, samples, goal, seed, threads, provider, progress, warnings.append)
+    context = Context(job.data, samples, goal, seed, threads, provider, progress, warnings.append, layers)
+    tests = _open(test, job.prepared, images)
+    with clock.stage("evaluate"):  # first, so that samples or labels that do not fit are found at once
+        before = _evaluate(job.prepared, tests, metric, context)
     ran = steps.run(job.program, context)
     for step in ran:
         clock.add(step.name, step.seconds)
@@ -209,6 +222,8 @@ def compile_model(
         deployed = {name: measure(compiled) for name, measure in job.program.deployed.items()}
         progress("verifying", 0, None)
         verification = verify(job.prepared, compiled, job.program, context, speed=speed)
+    with clock.stage("evaluate"):
+        accuracy = Accuracy.of(before, _evaluate(compiled, tests, metric, context), tests)
     with clock.stage("write"):
         if save_calibration is not None:
             _save_table(table, save_calibration)
@@ -229,6 +244,8 @@ def compile_model(
         nodes=verification.nodes,
         coverage=verification.coverage,
         difference=verification.difference,
+        accuracy=accuracy,
+        layers=verification.layers,
         speed=verification.speed,
         float_bytes=model_bytes(job.original),
         quantized_bytes=model_bytes(compiled),
@@ -237,9 +254,31 @@ def compile_model(
         versions=versions(),
         notes=job.notes,
         deployed=deployed,
-        warnings=(*warnings, *(job.data.warnings() if job.data is not None else ()), *verification.warnings),
+        warnings=(*warnings, *_remarks(job.data), *_remarks(tests), *verification.warnings),
     )
     return CompiledModel(compiled, report, table, files)
+
+
+def _metric(name: str | None, test: Source | None) -> str:
+    """The metric of test samples; refused where it does not exist or nothing is there to measure."""
+    if name is not None and test is None:
+        raise UsageError(f"metric {name!r} is measured on labelled samples; give them with --test")
+    if name is not None:
+        find_metric(name)
+    return name or METRIC
+
+
+def _evaluate(model: onnx.ModelProto, tests: Dataset | None, metric: str, ctx: Context) -> Evaluation | None:
+    """The metric of a model, None without test samples."""
+    if tests is None:
+        return None
+    settings: dict[str, Any] = {"threads": ctx.threads, "provider": ctx.provider, "progress": ctx.progress}
+    return evaluate_model(model, tests, metric, **settings)
+
+
+def _remarks(data: Dataset | None) -> tuple[str, ...]:
+    """What reading samples found suspicious."""
+    return () if data is None else data.warnings()
 
 
 def _too_large(limit: str | None, size: int) -> list[str]:

@@ -20,7 +20,16 @@ from onnxq.graph import float_values
 from onnxq.moments import Moment, Site
 from onnxq.pipeline import Context
 from onnxq.point_rows import Form, point_rows
-from onnxq.points import Candidates, Folded, Grid, fold_free, output_errors, total_cost
+from onnxq.points import (
+    Candidates,
+    Folded,
+    Grid,
+    budget_curve,
+    fold_free,
+    output_errors,
+    total_cost,
+    total_error,
+)
 from onnxq.program import Program, QuantDecision
 from onnxq.saturation import as_rows, from_rows, partners
 
@@ -134,6 +143,7 @@ def _channel_facts(layer: PointLayer, count: Counts) -> Iterator[dict[str, Any]]
             "tensor": layer.site.weight,
             "channel": channel,
             "points": each,
+            "weights": int(layer.candidates.cost),
             "factors": [step * ratio**i for i in reversed(range(each))],
             "error_before": float(errors[channel, 0]),
             "error_after": float(errors[channel, each - 1]),
@@ -141,14 +151,19 @@ def _channel_facts(layer: PointLayer, count: Counts) -> Iterator[dict[str, Any]]
 
 
 def figures(program: Program, layers: Sequence[PointLayer], counts: Sequence[Counts]) -> dict[str, Any]:
-    """Figures for the report."""
+    """Figures for the report; the curve holds pairs of further weights and the output error left, as parts of all."""
+    candidates = [layer.candidates for layer in layers]
     pairs = [(layer, count) for layer, count in zip(layers, counts, strict=True)]
-    extra = int(total_cost([layer.candidates for layer in layers], counts))
+    extra = int(total_cost(candidates, counts))
+    every = max(sum(c.cost * len(c.errors) for c in candidates), 1.0)
+    whole = max(total_error(candidates, [np.ones(len(count), np.int64) for count in counts]), TINY)
     sizes = [size for d in program.plan.values() if (size := _sizes(d)) is not None]
     weights, bits = (sum(column) for column in zip(*sizes, strict=True)) if sizes else (0, 0)
     return {
         "extra_weights": extra,
-        "budget": extra / max(sum(layer.candidates.cost * len(count) for layer, count in pairs), 1.0),
+        "budget": extra / every,
+        "error_left": total_error(candidates, counts) / whole,
+        "curve": [[cost / every, error / whole] for cost, error in budget_curve(candidates)],
         "bits_mean": bits / max(weights, 1),
         "channels": [fact for layer, count in pairs for fact in _channel_facts(layer, count)],
         "layers": {layer.site.weight: _layer_facts(layer, count) for layer, count in pairs},

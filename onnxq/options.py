@@ -84,7 +84,7 @@ def _take_config(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-PATHS = ("model", "output", "calib", "report", "save-calibration", "load-calibration", "checkpoint")
+PATHS = ("model", "output", "calib", "test", "report", "save-calibration", "load-calibration", "checkpoint")
 Config = Annotated[
     Path | None,
     typer.Option(
@@ -147,6 +147,25 @@ Cluster = Annotated[
         "Evaluate the loss on N workers here, local:N, or those of a Dask scheduler, tcp://HOST:PORT.",
         metavar="WHERE",
         panel=SEARCH,
+    ),
+]
+TEST = "Test"
+Test = Annotated[
+    str | None,
+    option(
+        "Labelled samples, other than those of --calib: measure float and the result on them.",
+        "--test",
+        metavar="SRC",
+        panel=TEST,
+    ),
+]
+TestMetric = Annotated[
+    str | None,
+    option(
+        "What is measured on them: top1, top5, cross-entropy, mse or FILE.py:FUNCTION (top1).",
+        "--metric",
+        metavar="NAME",
+        panel=TEST,
     ),
 ]
 SaveCalibration = Annotated[

@@ -35,6 +35,14 @@ def no_progress(label: str, done: int, total: int | None) -> None:
     """A listener that listens to nothing."""
 
 
+def counter(label: str, progress: Progress, data: Dataset, limit: int | None) -> Callable[[int], None]:
+    """Shows how many samples of a source are done."""
+    count = data.count()
+    total = limit if count is None else min(count, limit or count)
+    progress(label, 0, total)
+    return lambda done: progress(label, done, total)
+
+
 @dataclass(frozen=True)
 class Context:
     """What passes may read and not change.
@@ -48,6 +56,7 @@ class Context:
         provider: execution provider of sessions.
         progress: called with a label, the work done and the total (None when unknown).
         warn: called with one sentence for the user.
+        layers: whether the noise of each layer will be measured, for which the float model is kept.
     """
 
     data: Dataset | None = None
@@ -58,6 +67,7 @@ class Context:
     provider: str = "CPUExecutionProvider"
     progress: Progress = no_progress
     warn: Callable[[str], None] = lambda sentence: None
+    layers: bool = False
 
     def rng(self) -> np.random.Generator:
         """A fresh generator from the seed."""

@@ -114,6 +114,10 @@ class Program:
             scales are to have no such pattern.
         sides: what is written as codes; the other side keeps its float values, though it has a plan.
         statistics: of activations, filled by calibration; a pass with its own puts its name and a slash before the tensor's.
+        reference: the program as it was when the plan was made, its graph float and its biases the model's; kept where layers
+            are to be measured.
+        biases: what passes made of biases (C,) to make up for quantized weights, by the name of the unit.
+        codes: names of the activations' codes in the emitted graph, by tensor.
         deployed: losses to evaluate on the emitted model, by the name of the pass that asks for it.
     """
 
@@ -128,6 +132,9 @@ class Program:
     spool: Spool | None = None
     sides: Sides = "both"
     folded: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    reference: Program | None = None
+    biases: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    codes: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_model(cls, model: onnx.ModelProto) -> Program:

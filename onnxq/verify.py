@@ -17,6 +17,7 @@ from onnxq.data import Batch
 from onnxq.errors import ModelError
 from onnxq.measure.compare import Difference, compare_sessions, run
 from onnxq.measure.coverage import Coverage, read_coverage
+from onnxq.measure.layers import LayerNoise, layer_noise
 from onnxq.measure.macs import count_macs, guessed_feeds
 from onnxq.measure.speed import Speed, race
 from onnxq.model.load import check_model
@@ -35,13 +36,14 @@ SLOWER = 0.97  # a ratio below this is more than noise
 
 @dataclass(frozen=True)
 class Verification:
-    """What the checks found; no coverage and no speed where onnxruntime is not the target."""
+    """What the checks found, noise by layer if asked for; no coverage and no speed where onnxruntime is not the target."""
 
     nodes: Sequence[NodeRow]
     coverage: Coverage | None
     difference: Difference | None
     speed: Speed | None
     warnings: Sequence[str]
+    layers: LayerNoise | None = None
 
 
 def verify(
@@ -70,9 +72,10 @@ def verify(
     del session  # one pair of sessions at a time: each may hold the weights twice
     timed = feeds if speed and ctx.target.local else None
     raced = _race(reference, compiled, timed, ctx) if timed is not None else None
+    layers = layer_noise(program, compiled, ctx) if ctx.layers else None
     rows = node_rows(reference, program, coverage)
     expected = coverage if program.units else None  # of stored weights alone nothing runs in integers
-    return Verification(rows, coverage, difference, raced, _warnings(expected, raced))
+    return Verification(rows, coverage, difference, raced, _warnings(expected, raced), layers)
 
 
 def _verify_unrun(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+from onnxq.model.surgeon import to_graph
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.placement import Placement
 from onnxq.precision import BYTE, Bits, Ends, Layer, layer_bits, override_bits
@@ -64,6 +65,9 @@ class Annotate(Pass):
         program.sides = self.sides
         program.floats = placed.floats | inside_bodies(program.graph, _compute_ops(ctx.target))
         self._fill_plan(program, placed, layers, activations)
+        if ctx.layers:
+            model = program.to_model()
+            program.reference = Program(to_graph(model), model, units=dict(program.units))
         return PassResult(len(program.units), dict(program.floats), {"bits": _facts(program, layers)})
 
     def _fill_plan(

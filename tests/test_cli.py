@@ -95,7 +95,16 @@ MISUSE = [
     ("compile m -o q --samples 3", "--samples says how to read calibration samples; give them with --calib"),
     (
         "compile m -o q --images size=3",
-        "--images says how to read calibration samples; give them with --calib",
+        "--images says how to read samples; give them with --calib or --test",
+    ),
+    (
+        "compile m -o q --calib c --metric top5",
+        "metric 'top5' is measured on labelled samples; give them with --test",
+    ),
+    ("compile m -o q --calib c --test t --metric top2", "unknown metric 'top2'; did you mean 'top5'?"),
+    (
+        "compile m -o q --calib c --test t --report t",
+        "the report would replace the test data t; choose another name",
     ),
     ("compile m -o q --save-calibration t", "--save-calibration has nothing to save"),
     ("compile m -o q --ranges mse", "ranges can only be chosen with calibration data"),

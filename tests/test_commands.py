@@ -19,7 +19,7 @@ from onnxq.commands.inspecting import inspect_file
 from onnxq.commands.listing import list_passes
 from onnxq.commands.measuring import bench_files, compare_files, evaluate_file, random_feeds
 from onnxq.data import InputSpec
-from onnxq.errors import ModelError, OnnxqError, UsageError
+from onnxq.errors import DataError, ModelError, OnnxqError, UsageError
 from onnxq.pipeline import Pipeline
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -49,6 +49,47 @@ def test_evaluate_is_what_numpy_counts(quantized: tuple[Path, dict[str, Any]]) -
     right = int((logits(quantized[0], images).argmax(1) == labels).sum())
     found = evaluate_file(quantized[0], TEST, "top1", threads=1)
     assert found == {"metric": "top1", "value": right / len(labels), "samples": len(labels)}
+
+
+def test_compile_measures_what_evaluate_does(tmp_path: Path) -> None:
+    path = tmp_path / "q.onnx"
+    done = compile_file(CNN, path, calibration=CALIB, samples=64, bits="w2a2", test=TEST, threads=1)
+    found = done.as_json()["quality"]["metric"]
+    before, after = (evaluate_file(model, TEST, threads=1) for model in (CNN, path))
+    assert after["value"] < before["value"]
+    assert found == {
+        "metric": "top1",
+        "float": before["value"],
+        "quantized": after["value"],
+        "samples": before["samples"],
+        "source": TEST,
+    }
+
+
+def test_compile_without_test_samples_has_no_metric(quantized: tuple[Path, dict[str, Any]]) -> None:
+    assert quantized[1]["quality"]["metric"] is None  # though the calibration data hold labels
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"image": np.zeros((2, 1, 8, 8), np.float32)}, "metric 'top1' needs labels"),
+        (
+            {"image": np.zeros((2, 1, 8, 8), np.float32), "label": np.array([0, 11])},
+            "they range from 0 to 11",
+        ),
+        ({"image": np.zeros((2, 1, 9, 9), np.float32), "label": np.zeros(2)}, "the model's input takes"),
+        ({"imago": np.zeros((2, 1, 8, 8), np.float32), "label": np.zeros(2)}, "image"),
+    ],
+)
+def test_test_samples_that_do_not_fit_are_found_before_the_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arrays: dict[str, NDArray[Any]], said: str
+) -> None:
+    monkeypatch.setattr(Pipeline, "run", lambda *_: pytest.fail("the passes ran"))
+    np.savez(tmp_path / "t.npz", allow_pickle=False, **arrays)
+    with pytest.raises(DataError, match=said):
+        compile_file(CNN, tmp_path / "q.onnx", calibration=CALIB, test=str(tmp_path / "t.npz"), threads=1)
+    assert not (tmp_path / "q.onnx").exists()
 
 
 def test_evaluate_with_a_function(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ calib = "{MODELS / "digits_calib.npz"}"
 output = "q.onnx"
 bits = "w4a8"
 samples = 32
+test = "test.npz"
+metric = "top5"
 seed = 1
 threads = 1
 json = true
@@ -45,10 +48,12 @@ def written(folder: Path, text: str) -> str:
 
 
 def test_every_option_can_come_from_the_file_and_paths_start_there(run: Run, tmp_path: Path) -> None:
+    shutil.copy(MODELS / "digits_test.npz", tmp_path / "test.npz")
     code, out, _ = run("compile", "--config", written(tmp_path, COMPLETE))
     report = json.loads(out)
     assert code == 0
     assert (tmp_path / "q.onnx").exists()
+    assert report["quality"]["metric"]["metric"] == "top5"
     assert report["calibration"]["samples"] == 32
     assert "weights=int4:channel" in report["pipeline"]
     assert "override=Gemm=w8a8" in report["pipeline"]
@@ -56,6 +61,7 @@ def test_every_option_can_come_from_the_file_and_paths_start_there(run: Run, tmp
 
 def test_the_command_line_counts_before_the_file(run: Run, tmp_path: Path) -> None:
     other = tmp_path / "other.onnx"
+    shutil.copy(MODELS / "digits_test.npz", tmp_path / "test.npz")
     code, out, _ = run(
         "compile",
         "-o",

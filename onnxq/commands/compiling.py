@@ -37,6 +37,8 @@ def compile_file(
     multipoint_form: str | None = None,
     save_calibration: Path | None = None,
     load_calibration: Path | None = None,
+    test: str | None = None,
+    metric: str | None = None,
     preset: str | None = None,
     pipeline: str | None = None,
     bits: str | None = None,
@@ -49,6 +51,7 @@ def compile_file(
     target: str = "ort-cpu",
     form: str | None = None,
     report: Path | None = None,
+    as_json: bool = False,
     seed: int = 0,
     threads: int = 0,
     provider: str = CPU,
@@ -56,7 +59,8 @@ def compile_file(
 ) -> Report:
     """Quantize a model file; what can be refused without reading the model is refused first.
 
-    Args: as `onnxq.compile_model`, with None for an option that was not given and `images` as text.
+    Args: as `onnxq.compile_model`, with None for an option that was not given and `images` as text. Layers are measured for a
+        report, in a file or printed (`as_json`).
 
     Returns:
         The report, which was also written to `report` if that is given.
@@ -65,7 +69,9 @@ def compile_file(
         UsageError: an unknown or contradictory option.
         OnnxqError: as `compile_model`, or a file cannot be written; an existing output is then untouched.
     """
-    _refuse_contradictions(calibration, load_calibration, save_calibration, samples, images, preset, pipeline)
+    _refuse_contradictions(
+        calibration, load_calibration, save_calibration, samples, images, test, preset, pipeline
+    )
     Choices(
         preset=preset,
         pipeline=pipeline,
@@ -91,10 +97,9 @@ def compile_file(
     ).resolve(calibration is not None or load_calibration is not None)
     check_provider(provider)
     options = parse_image_options(images) if images is not None else None
-    data = Path(calibration) if calibration is not None else None
     check_files(
         {"output": output, "report": report, "calibration table": save_calibration},
-        {"model": model, "calibration data": data},
+        {"model": model, "calibration data": _path(calibration), "test data": _path(test)},
     )
     done = compile_model(
         model,
@@ -123,10 +128,13 @@ def compile_file(
         target=target,
         images=options,
         load_calibration=load_calibration,
+        test=test,
+        metric=metric,
         save_calibration=save_calibration,
         seed=seed,
         threads=threads,
         provider=provider,
+        layers=report is not None or as_json,
         scratch=output.resolve().parent,
         progress=progress,
     )
@@ -136,12 +144,17 @@ def compile_file(
     return full
 
 
+def _path(source: str | None) -> Path | None:
+    return None if source is None else Path(source)
+
+
 def _refuse_contradictions(
     calibration: str | None,
     load_calibration: Path | None,
     save_calibration: Path | None,
     samples: int | None,
     images: str | None,
+    test: str | None,
     preset: str | None,
     pipeline: str | None,
 ) -> None:
@@ -150,9 +163,10 @@ def _refuse_contradictions(
         raise UsageError("give --preset or --passes, not both")
     if calibration is not None:
         return
-    for option, value in (("--samples", samples), ("--images", images)):
-        if value is not None:
-            raise UsageError(f"{option} says how to read calibration samples; give them with --calib")
+    if samples is not None:
+        raise UsageError("--samples says how to read calibration samples; give them with --calib")
+    if images is not None and test is None:
+        raise UsageError("--images says how to read samples; give them with --calib or --test")
     if save_calibration is not None and load_calibration is None:
         raise UsageError("--save-calibration has nothing to save; give samples with --calib")
 

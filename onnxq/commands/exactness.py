@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.commands.checks import check_provider
-from onnxq.commands.sources import Warn, check_inputs, counter, image_options, load, pass_on
+from onnxq.commands.sources import Warn, check_inputs, image_options, load, pass_on
 from onnxq.data import input_specs, open_data
 from onnxq.errors import ModelError
 from onnxq.model.session import CPU
-from onnxq.pipeline import Progress, no_progress
+from onnxq.pipeline import Progress, counter, no_progress
 from onnxq.reference.agreement import Agreement, CodeDifference, Side, agreement
 from onnxq.reference.run import Reference
 from onnxq.report.model import finite

@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.commands.checks import check_provider
-from onnxq.commands.sources import Warn, check_inputs, counter, image_options, load, pass_on
+from onnxq.commands.sources import Warn, check_inputs, image_options, load, pass_on
 from onnxq.data import InputSpec, input_specs, open_data
 from onnxq.data.checks import check_shape
 from onnxq.errors import DataError, ModelError, UsageError, unknown
 from onnxq.measure.compare import compare_sessions, run
-from onnxq.measure.metrics import evaluate_session, find_metric
+from onnxq.measure.metrics import evaluate_model, find_metric
 from onnxq.measure.speed import race
 from onnxq.model.session import CPU, make_session
-from onnxq.pipeline import Progress, no_progress
+from onnxq.pipeline import Progress, counter, no_progress
 from onnxq.report.model import finite
 
 
@@ -47,9 +47,16 @@ def evaluate_file(
     options = image_options(images)
     loaded = load(model, progress)
     source = open_data(data, input_specs(loaded), images=options)
-    session = make_session(loaded, threads=threads, provider=provider)
-    show = counter("evaluating", progress, source, samples)
-    result = evaluate_session(session, source, metric, limit=samples, batch=batch, progress=show)
+    result = evaluate_model(
+        loaded,
+        source,
+        metric,
+        limit=samples,
+        batch=batch,
+        threads=threads,
+        provider=provider,
+        progress=progress,
+    )
     pass_on(source, warn)
     figures: dict[str, Any] = finite(
         {"metric": result.metric, "value": result.value, "samples": result.samples}

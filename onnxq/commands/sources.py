@@ -43,14 +43,6 @@ def check_inputs(first: ModelProto, second: ModelProto) -> None:
             raise ModelError(f"input {name!r} is {spec.dtype} in the first model and {other} in the second")
 
 
-def counter(label: str, progress: Progress, data: Dataset, limit: int | None) -> Callable[[int], None]:
-    """Shows how many samples of a source are done."""
-    count = data.count()
-    total = limit if count is None else min(count, limit or count)
-    progress(label, 0, total)
-    return lambda done: progress(label, done, total)
-
-
 def pass_on(data: Dataset, warn: Warn) -> None:
     """Hand on what a source has to warn of."""
     for sentence in data.warnings():

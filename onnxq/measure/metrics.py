@@ -10,10 +10,13 @@ import numpy as np
 import onnxruntime as ort
 import scipy
 from numpy.typing import NDArray
+from onnx import ModelProto
 
 from onnxq.data import Dataset, load_function
 from onnxq.errors import DataError, OnnxqError, unknown
 from onnxq.measure.compare import run
+from onnxq.model.session import CPU, make_session
+from onnxq.pipeline import Progress, counter, no_progress
 
 Array = NDArray[Any]
 Metric = Callable[[dict[str, Array], Array | None], float]
@@ -26,6 +29,36 @@ class Evaluation:
     metric: str
     value: float
     samples: int
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A metric of the float model and of the deployed one.
+
+    Attributes:
+        metric: its name.
+        before, after: in float and deployed.
+        samples: behind each of them.
+        source: of the samples.
+    """
+
+    metric: str
+    before: float
+    after: float
+    samples: int
+    source: str
+
+    @classmethod
+    def of(cls, before: Evaluation | None, after: Evaluation | None, data: Dataset | None) -> Accuracy | None:
+        """Two evaluations on the same samples; None where there were none."""
+        if before is None or after is None or data is None:
+            return None
+        return cls(after.metric, before.value, after.value, after.samples, data.source)
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures."""
+        found = {"metric": self.metric, "float": self.before, "quantized": self.after}
+        return {**found, "samples": self.samples, "source": self.source}
 
 
 def _scores(outputs: dict[str, Array], labels: Array | None, metric: str) -> tuple[Array, Array]:
@@ -111,6 +144,28 @@ def _joined(name: str, values: list[Array]) -> Array:
     return np.concatenate(values)
 
 
+def evaluate_model(
+    model: ModelProto,
+    data: Dataset,
+    metric: str,
+    *,
+    limit: int | None = None,
+    batch: int = 32,
+    threads: int = 0,
+    provider: str = CPU,
+    progress: Progress = no_progress,
+) -> Evaluation:
+    """As `evaluate_session`, with a session of its own.
+
+    Raises:
+        UsageError: there is no such metric or provider.
+        OnnxqError: the model, the data or the metric's function failed.
+    """
+    session = make_session(model, threads=threads, provider=provider)
+    show = counter("evaluating", progress, data, limit)
+    return evaluate_session(session, data, metric, limit=limit, batch=batch, progress=show)
+
+
 def evaluate_session(
     session: ort.InferenceSession,
     data: Dataset,
@@ -121,6 +176,8 @@ def evaluate_session(
     progress: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
     """Run the model over the data and measure it. Outputs of all samples are kept, inputs are not.
+
+    Labels that do not fit are found on the first batch.
 
     Raises:
         UsageError: there is no such metric.
@@ -133,7 +190,10 @@ def evaluate_session(
     labels: list[Array] = []
     samples = 0
     for part in data.batches(batch, limit):
-        for name, value in run(session, part.feeds).items():
+        found = run(session, part.feeds)
+        if metric in METRICS and not samples:
+            measure(found, part.labels)
+        for name, value in found.items():
             parts.setdefault(name, []).append(value)
         if part.labels is not None:
             labels.append(part.labels)

@@ -74,7 +74,7 @@ def tensor_rows(program: Program) -> list[dict[str, Any]]:
             kind = "output" if name in writers else "input"
             statistics = program.statistics.get(name) or program.statistics.get(decision.group)
             if statistics is not None and statistics.count:
-                rows.append(_activation(name, layer, kind, decision.params, statistics))
+                rows.append(_activation(name, layer, kind, decision, decision.params, statistics))
             continue
         values = float_values(tensors[name])
         if values is not None and values.size and decision.codes is not None:
@@ -109,7 +109,8 @@ def _weight(
         layer,
         "weight",
         str(params.scheme),
-        *_grid(params),
+        _reach(decision, params),
+        _scales(params),
         data,
         int(np.count_nonzero(np.bincount(decision.codes.reshape(-1).view(np.uint8), minlength=256))),
         ratio if np.isfinite(ratio) else None,
@@ -118,7 +119,12 @@ def _weight(
 
 
 def _activation(
-    name: str, layer: str, kind: str, params: QuantParams, statistics: TensorStatistics
+    name: str,
+    layer: str,
+    kind: str,
+    decision: QuantDecision,
+    params: QuantParams,
+    statistics: TensorStatistics,
 ) -> TensorRow:
     data = statistics.minimum, statistics.maximum
     scheme = params.scheme
@@ -137,7 +143,8 @@ def _activation(
         layer,
         kind,
         str(scheme),
-        *_grid(params),
+        _reach(decision, params),
+        _scales(params),
         data,
         scheme.qmax - scheme.qmin + 1,
         ratio,
@@ -145,10 +152,17 @@ def _activation(
     )
 
 
-def _grid(params: QuantParams) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Clip and scales."""
-    scale = params.scale
-    return (float(params.low.min()), float(params.high.max())), (float(scale.min()), float(scale.max()))
+def _reach(decision: QuantDecision, params: QuantParams) -> tuple[float, float]:
+    """Smallest and largest value of a code; of channels with several points, of a sum of codes."""
+    if decision.points is None:
+        return float(params.low.min()), float(params.high.max())
+    low, high = decision.points.reach((params.scheme.qmin, params.scheme.qmax))
+    return float((low * params.scale).min()), float((high * params.scale).max())
+
+
+def _scales(params: QuantParams) -> tuple[float, float]:
+    """Smallest and largest."""
+    return float(params.scale.min()), float(params.scale.max())
 
 
 def _binned(values: Values, weights: NDArray[Any], ends: tuple[float, float]) -> tuple[int, ...]:

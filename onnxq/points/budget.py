@@ -54,9 +54,20 @@ def within_budget(layers: Sequence[Candidates], budget: float) -> list[Counts]:
 
     A step that no longer fits is left, with all later ones of its channel, and the next ones are tried.
     """
-    steps = _joined([_hull(layer) for layer in layers], [len(layer.errors) for layer in layers])
-    order = np.argsort(-steps.gain / steps.cost, kind="stable")
-    return _taken(layers, steps[order], budget)
+    return _taken(layers, _best_first(layers), budget)
+
+
+def budget_curve(layers: Sequence[Candidates], most: int = 100) -> list[tuple[float, float]]:
+    """Cost and weighed error left, as budgets grow from nothing to all that lowers the error.
+
+    Args:
+        most: pairs; further ones in between are left out.
+    """
+    steps, alone = _best_first(layers), [np.ones(len(layer.errors), np.int64) for layer in layers]
+    costs = np.append(0.0, np.cumsum(steps.cost))
+    errors = total_error(layers, alone) - np.append(0.0, np.cumsum(steps.gain))
+    shown = np.unique(np.linspace(0, len(costs) - 1, min(most, len(costs))).astype(int))
+    return [(float(costs[i]), max(float(errors[i]), 0.0)) for i in shown]
 
 
 def below_error(layers: Sequence[Candidates], limit: float) -> list[Counts]:
@@ -109,6 +120,12 @@ def total_error(layers: Sequence[Candidates], counts: Sequence[Counts]) -> float
         for layer, count in zip(layers, counts, strict=True)
     )
     return float(sum(rows))
+
+
+def _best_first(layers: Sequence[Candidates]) -> _Steps:
+    """The segments of all channels' hulls by falling gain per cost."""
+    steps = _joined([_hull(layer) for layer in layers], [len(layer.errors) for layer in layers])
+    return steps[np.argsort(-steps.gain / steps.cost, kind="stable")]
 
 
 def _hull(layer: Candidates) -> _Steps:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from math import log10
 from typing import Any
 
 from onnxq.report.svg import Axis, Plot, Point
 
 Json = Mapping[str, Any]
+BEYOND = 4.0  # times the budget that was taken, up to where its curve is shown
+LEAST_SHOWN = 20.0  # %
+CROWDED = 0.1  # of the axis: levels closer than this have their names on either side
 MOST_CODES = 32  # more marks than these would be a solid bar
 
 
-def noise_by_layer(tensors: Sequence[Json]) -> Plot | None:
-    """SQNR of every weight and activation, in the order of the network."""
+def noise_by_layer(tensors: Sequence[Json], deployed: Mapping[str, float]) -> Plot | None:
+    """SQNR of every weight and activation on its own, in the order of the network, and of outputs as deployed.
+
+    Args:
+        tensors: rows of the report.
+        deployed: SQNR in dB by tensor.
+    """
     order = {layer: place for place, layer in enumerate(dict.fromkeys(t["layer"] for t in tensors), 1)}
     weights: list[Point] = []
     activations: list[Point] = []
@@ -22,11 +29,14 @@ def noise_by_layer(tensors: Sequence[Json]) -> Plot | None:
         if tensor["sqnr_db"] is not None:
             series = weights if tensor["kind"] == "weight" else activations
             series.append((float(order[tensor["layer"]]), tensor["sqnr_db"]))
-    found = weights + activations
+    outputs = [(t["layer"], deployed.get(t["tensor"])) for t in tensors if t["kind"] == "output"]
+    line = sorted((float(order[layer]), ratio) for layer, ratio in outputs if ratio is not None)
+    found = weights + activations + line
     if not found:
         return None
     x = Axis(0.0, len(order) + 1.0, "layer, in order")
     plot = Plot(x, Axis.around([y for _, y in found], "SQNR, dB"), "SQNR of weights and activations by layer")
+    plot.line(line, "line third")
     plot.dots(weights)
     plot.dots(activations, "dot second")
     return plot
@@ -60,21 +70,19 @@ def convergence(lapq: Json) -> Plot | None:
     return _losses(stairs, levels, "evaluations of the loss", lapq, "loss of the joint search", points[:-1])
 
 
-def points_by_gain(channels: Sequence[Json]) -> Plot | None:
-    """Error left over as channels get further points, the ones that gain most first."""
-    pairs = [(c["error_before"], c["error_after"]) for c in channels]
-    gains = sorted((b - a for b, a in pairs if a is not None and b is not None), reverse=True)
-    total = sum(before for before, _ in pairs if before is not None)
-    if not gains or total <= 0.0:
+def error_by_budget(multipoint: Json) -> Plot | None:
+    """Output error left against further weights, those that gain most first, to beyond the budget that was taken."""
+    points = [(100.0 * x, 100.0 * y) for x, y in _known(multipoint.get("curve") or ())]
+    if len(points) < 2:
         return None
-    left = [1.0, *(1.0 - gained / total for gained in accumulate(gains))]
-    points = [(float(count), share) for count, share in enumerate(left)]
-    x, y = (
-        Axis(0.0, float(len(gains)), "channels with several points"),
-        Axis(0.0, 1.05, "share of their error left"),
-    )
-    plot = Plot(x, y, "error of channels against the number of channels with several points")
-    plot.line(points)
+    taken = 100.0 * multipoint["budget"], 100.0 * multipoint["error_left"]
+    end = min(points[-1][0], max(BEYOND * taken[0], LEAST_SHOWN))
+    before = [point for point in points if point[0] <= end]
+    x, y = Axis(0.0, max(end, taken[0]), "further weights, %"), Axis(0.0, 105.0, "output error left, %")
+    plot = Plot(x, y, "output error left against further weights")
+    plot.line(before)
+    plot.mark(taken[0], f"taken: {taken[0]:.3g} %")
+    plot.dots([taken], "dot second")
     return plot
 
 
@@ -106,7 +114,9 @@ def _losses(
     y = Axis.around([*(py for _, py in points), *levels.values()], f"loss ({lapq['loss']})", log=True)
     plot = Plot(x, y, label)
     for name, value in levels.items():
-        plot.level(value, name)
+        ends = [abs(y.place(points[at][1]) - y.place(value)) for at in (0, -1)]
+        near = [other for other in levels.values() if 0.0 < y.place(other) - y.place(value) < CROWDED]
+        plot.level(value, name, left=ends[0] > ends[1], below=bool(near))  # where the line is not
     plot.line(points)
     plot.dots(points if dots is None else dots)
     return plot

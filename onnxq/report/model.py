@@ -9,6 +9,8 @@ from typing import Any
 
 from onnxq.measure.compare import Difference
 from onnxq.measure.coverage import Coverage
+from onnxq.measure.layers import LayerNoise
+from onnxq.measure.metrics import Accuracy
 from onnxq.measure.speed import Speed
 from onnxq.pipeline import Step
 
@@ -45,6 +47,8 @@ class Report:
         nodes: what became of each node that computes in float.
         coverage: what the runtime made of it; None when that is another runtime than the one at hand.
         difference: outputs of the deployed model against float on calibration samples; None without data.
+        accuracy: a metric of both on labelled test samples; None where none were given.
+        layers: noise by layer, None where that was not asked for.
         speed: float against deployed, batch 1; None when it could not be run.
         float_bytes, quantized_bytes: file sizes.
         seconds: wall time of each pass and stage.
@@ -73,6 +77,8 @@ class Report:
     warnings: Sequence[str] = ()
     steps: Sequence[Step] = ()
     deployed: Mapping[str, float] = field(default_factory=dict)
+    accuracy: Accuracy | None = None
+    layers: LayerNoise | None = None
 
     @property
     def bits(self) -> dict[str, str]:
@@ -128,10 +134,12 @@ class Report:
                     "outputs": {n: d.as_json() for n, d in self.difference.outputs.items()}
                     if self.difference
                     else {},
+                    "metric": self.accuracy.as_json() if self.accuracy else None,
                 },
                 "lapq": self.lapq,
                 "multipoint": self.multipoint,
                 "tensors": self.tensors,
+                "layers": self.layers.as_json() if self.layers else None,
                 "speed": self.speed.as_json() if self.speed else None,
                 "size": {"float_bytes": self.float_bytes, "quantized_bytes": self.quantized_bytes},
                 "seconds": dict(self.seconds),

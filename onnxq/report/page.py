@@ -11,8 +11,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template, UndefinedError
 
 from onnxq.errors import DataError
-from onnxq.report.figures import convergence, distribution, noise_by_layer, norm_losses, points_by_gain
-from onnxq.report.terminal import human_bytes
+from onnxq.report.figures import convergence, distribution, error_by_budget, noise_by_layer, norm_losses
+from onnxq.report.terminal import SHARES, human_bytes, metric_value
 
 NEEDED = (
     "model",
@@ -35,6 +35,7 @@ OPTIONAL: dict[str, Any] = {
     "bits": {},
     "kernels": {},
     "tensors": [],
+    "layers": None,
     "notes": [],
     "warnings": [],
     "peak_rss_bytes": 0,
@@ -53,16 +54,18 @@ def page(report: Json) -> str:
         raise DataError(f"it is no report of `onnxq compile --report`: it lacks {missing[0]!r}")
     report = {**OPTIONAL, **report}
     try:
+        report["quality"] = {"metric": None, **report["quality"]}
         return _template().render(
             report=report,
             title=PurePath(report["output"] or report["model"] or "model in memory").name,
             tiles=_tiles(report),
             layers=_layers(report),
             reasons=_reasons(report["nodes"]),
-            noise=noise_by_layer(report["tensors"]),
+            noise=noise_by_layer(report["tensors"], (report["layers"] or {}).get("deployed_db") or {}),
+            alone=_alone(report["layers"]),
             norm=norm_losses(report["lapq"] or {}),
             search=convergence(report["lapq"] or {}),
-            points=points_by_gain((report["multipoint"] or {}).get("channels") or ()),
+            points=error_by_budget(report["multipoint"] or {}),
             distributions=_distributions(report["tensors"]),
         )
     except (
@@ -104,6 +107,8 @@ def _tiles(report: Json) -> list[tuple[str, str, str]]:
     if speed is not None:
         times = f"{speed['ms_a']:.3g} ms → {speed['ms_b']:.3g} ms, batch 1, one thread"
         tiles.append(("Speed", f"{speed['speedup']:.2f}x", times))
+    if quality["metric"] is not None:
+        tiles.append(_accuracy(quality["metric"]))
     samples = f"{quality['samples']} calibration samples against float"
     if quality["agreement"] is not None:
         tiles.append(("Top-1 agreement", f"{quality['agreement']:.1%}", samples))
@@ -114,21 +119,44 @@ def _tiles(report: Json) -> list[tuple[str, str, str]]:
     return tiles
 
 
+def _accuracy(found: Json) -> tuple[str, str, str]:
+    name = found["metric"]
+    before, after = (metric_value(name, found[key]) for key in ("float", "quantized"))
+    title = SHARES.get(name, name.rpartition(":")[2])
+    return title, after, f"{before} in float, {found['samples']:,} test samples"
+
+
 def _layers(report: Json) -> list[dict[str, Any]]:
-    """Each node with its widths and the noise of its weight and output."""
+    """Each node with its widths, the noise of its weight and output, and what it costs alone; of several outputs the worst."""
     noise: dict[str, dict[str, float]] = {}
+    measured = report["layers"] or {"deployed_db": {}, "alone_db": {}}
     for row in report["tensors"]:
-        if row["sqnr_db"] is not None:  # the worst of several outputs
-            kinds = noise.setdefault(row["layer"], {})
-            kinds[row["kind"]] = min(row["sqnr_db"], kinds.get(row["kind"], row["sqnr_db"]))
+        deployed = measured["deployed_db"].get(row["tensor"]) if row["kind"] == "output" else None
+        for column, value in ((row["kind"], row["sqnr_db"]), ("deployed", deployed)):
+            if value is not None:
+                found = noise.setdefault(row["layer"], {})
+                found[column] = min(value, found.get(column, value))
+    columns = ("weight", "output", "deployed")
     return [
         {
             **node,
             "bits": report["bits"].get(node["name"], ""),
-            **{kind: noise.get(node["name"], {}).get(kind) for kind in ("weight", "output")},
+            **{column: noise.get(node["name"], {}).get(column) for column in columns},
+            "alone": measured["alone_db"].get(node["name"]),
         }
         for node in report["nodes"]
     ]
+
+
+def _alone(layers: Json | None) -> str:
+    """How the cost of layers alone was measured; empty where it was not."""
+    if not layers or not layers["count"]:
+        return ""
+    found = (
+        f"the SQNR of the network's output when that layer alone is quantized ({layers['samples']} samples"
+    )
+    done = len(layers["alone_db"])
+    return found + (")" if done == layers["count"] else f"; time for {done} of {layers['count']} layers)")
 
 
 def _reasons(nodes: Sequence[Json]) -> list[dict[str, Any]]:

@@ -114,13 +114,18 @@ class Plot:
         path = "".join(f"M{px:.1f},{HEIGHT - BOTTOM:.1f}v-6" for px in inside)
         self._parts.append(f'<path class="rug" d="{path}"/>' if path else "")
 
-    def level(self, y: float, text: str) -> None:
-        """A dashed horizontal line with its name; none outside of the axis."""
+    def level(self, y: float, text: str, left: bool = False, below: bool = False) -> None:
+        """A dashed horizontal line with its name; none outside of the axis.
+
+        Args:
+            left: whether the name stands at the left end, below: whether it stands under the line.
+        """
         if not self.y.low <= y <= self.y.high:
             return
         py = self.at(self.x.low, y)[1]
         self._parts.append(f'<path class="level" d="M{LEFT:.1f},{py:.1f}H{WIDTH - RIGHT:.1f}"/>')
-        self._parts.append(_text(WIDTH - RIGHT, py - 4, text, "end"))
+        px, anchor = (LEFT + 4, "start") if left else (WIDTH - RIGHT, "end")
+        self._parts.append(_text(px, py + (11 if below else -4), text, anchor))
 
     def __html__(self) -> str:
         """The picture."""

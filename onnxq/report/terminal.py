@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxq.measure.compare import OutputDifference
+from onnxq.measure.metrics import Accuracy
 from onnxq.report.model import NodeRow, Report
 
 SHOWN_OPS = 12
@@ -31,8 +33,22 @@ def human_bytes(count: float) -> str:
     return f"{count:.0f} {unit}" if count >= 100 else f"{count:.3g} {unit}"
 
 
+SHARES = {"top1": "Top-1", "top5": "Top-5"}  # metrics that are shares of samples
+
+
+def metric_value(metric: str, value: float | None) -> str:
+    """A metric's value: shares in per cent.
+
+    >>> metric_value("top1", 0.915), metric_value("mse", 0.0123456), metric_value("mse", None)
+    ('91.50%', '0.01235', 'not finite')
+    """
+    if value is None or not math.isfinite(value):
+        return "not finite"
+    return f"{value:.2%}" if metric in SHARES else f"{value:.4g}"
+
+
 def summary(report: Report) -> Table:
-    """A few lines: size, coverage, quality, speed, time."""
+    """A few lines: size, coverage, quality, accuracy, speed, time."""
     table = _facts()
     ratio = report.float_bytes / report.quantized_bytes if report.quantized_bytes else 0.0
     sizes = f"{human_bytes(report.float_bytes)} -> {human_bytes(report.quantized_bytes)}"
@@ -50,6 +66,8 @@ def summary(report: Report) -> Table:
         agreement = "" if main.agreement is None else f", top-1 agreement {main.agreement:.1%}"
         where = "" if report.coverage else " in onnxruntime"
         table.add_row("quality", f"{_figure(main)}{agreement} ({samples} samples against float{where})")
+    if report.accuracy is not None:
+        table.add_row("accuracy", Text(_accuracy(report.accuracy)))
     if report.lapq is not None:
         table.add_row("steps", Text(_search(report.lapq)))
     if report.multipoint is not None:
@@ -79,6 +97,11 @@ def widths(bits: Mapping[str, str]) -> str:
         count = f"{len(whys)} layers" if not said else str(len(whys))
         said.append(f"{width} in {count}" + (f" ({reason})" if reason else ""))
     return ", ".join(said)
+
+
+def _accuracy(found: Accuracy) -> str:
+    before, after = (metric_value(found.metric, value) for value in (found.before, found.after))
+    return f"{found.metric} {before} -> {after} ({found.samples:,} test samples)"
 
 
 def _points(found: Mapping[str, Any]) -> str:

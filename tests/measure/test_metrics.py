@@ -198,12 +198,28 @@ def test_a_function_of_ones_own_sees_all_outputs(
             evaluate_session(session, data, f"{path}:{name}")
 
 
+def test_labels_that_do_not_fit_are_found_on_the_first_batch(parse_model: ParseModel) -> None:
+    model = parse_model("g (float[N,S] x) => (float[N,S] y) { y = Neg(x) }")
+    read = []
+
+    def feeds() -> Iterator[dict[str, Array]]:
+        for _ in range(9):
+            read.append(len(X))
+            yield {"x": X}
+
+    data = open_data(feeds, input_specs(model))
+    with pytest.raises(DataError, match="'top1' needs labels"):
+        evaluate_session(make_session(model, threads=1), data, "top1", batch=len(X))
+    assert len(read) < 4
+
+
 def test_outputs_of_different_shapes_cannot_be_measured(parse_model: ParseModel) -> None:
     model = parse_model("g (float[N,S] x) => (float[N,S] y) { y = Neg(x) }")
 
     def feeds() -> Iterator[dict[str, Array]]:
-        yield {"x": X[:, :2]}
-        yield {"x": X}
+        labels = np.zeros(len(X), np.int64)
+        yield {"x": X[:, :2], "label": labels}
+        yield {"x": X, "label": labels}
 
     data = open_data(feeds, input_specs(model))
     with pytest.raises(DataError, match=r"those of 'y' have samples of \(2,\) and of \(3,\)"):

@@ -41,6 +41,27 @@ def test_every_weight_and_activation_has_a_row(rows: list[dict[str, Any]]) -> No
     assert all(len(row["histogram"]) == BINS for row in rows if row["kind"] == "weight")
 
 
+def test_channels_with_several_points_reach_as_far_as_their_sums() -> None:
+    done = compile_model(
+        MODELS / "digits_cnn.onnx",
+        MODELS / "digits_calib.npz",
+        samples=64,
+        bits="w3a8",
+        multipoint=0.5,
+        speed=False,
+        threads=1,
+    )
+    weights = {row["tensor"]: row for row in done.report.tensors if row["kind"] == "weight"}
+    assert done.report.multipoint is not None
+    pointed = {channel["tensor"] for channel in done.report.multipoint["channels"]}
+    assert len(pointed) > 8
+    for channel in done.report.multipoint["channels"]:
+        # codes of 3 bits: from -4 to 3, of each point
+        largest = max(sum(abs(factor) * 3 for factor in channel["factors"]), 0.0)
+        low, high = weights[channel["tensor"]]["clip"]
+        assert max(-low, high) >= 0.99 * largest
+
+
 def test_codes_fit_the_scheme(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         assert 1 < row["codes"] <= 1 << QuantScheme.parse(row["scheme"]).bits

@@ -205,6 +205,15 @@ def test_a_budget_over_several_layers(parse_program: ParseProgram) -> None:
     total = sum(layer["extra_weights"] for layer in layers.values())
     assert total == facts["extra_weights"] <= 0.1 * 64 * 48
     assert facts["bits_mean"] == pytest.approx(4.0 * (1 + total / (64 * 48)))
+    further = [(c["points"] - 1) * c["weights"] for c in facts["channels"]]
+    assert sum(further) == total
+    curve = np.array(facts["curve"])
+    assert (curve[0] == [0.0, 1.0]).all()
+    assert (np.diff(curve, axis=0) * [1, -1] > 0).all()
+    assert facts["error_left"] == pytest.approx(np.interp(facts["budget"], *curve.T), rel=1e-6)
+    parts = [10 ** -(layer["sqnr_db_before"] / 10) for layer in layers.values()]
+    left = [10 ** -(layer["sqnr_db_after"] / 10) for layer in layers.values()]
+    assert facts["error_left"] == pytest.approx(sum(left) / sum(parts))
 
 
 def test_layers_of_8_bits_are_left_with_the_reason(parse_program: ParseProgram) -> None:

@@ -11,6 +11,7 @@ from onnxq.points import (
     Candidates,
     at_random,
     below_error,
+    budget_curve,
     even_error,
     total_cost,
     total_error,
@@ -52,6 +53,21 @@ def test_no_choice_of_the_same_cost_is_better(seed: int, most: int) -> None:
         assert total_cost(layers, counts) <= budget
         assert best * (1 - 1e-12) <= total_error(layers, counts) <= best + one_segment
     assert total_error(layers, within_budget(layers, max(costs))) == pytest.approx(errors.min())
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("most", [2, 3])
+def test_the_curve_is_the_best_of_all_choices_at_its_budgets(seed: int, most: int) -> None:
+    layers = network(seed, most)
+    costs, errors = (np.array(a) for a in every_choice(layers))
+    curve = budget_curve(layers)
+    assert curve[0][0] == 0.0
+    assert curve[-1][1] == pytest.approx(errors.min())
+    for budget, error in curve:
+        assert error == pytest.approx(errors[costs <= budget * (1 + 1e-12)].min())
+    assert len(budget_curve(layers, 3)) == 3
+    assert {*budget_curve(layers, 3)} <= {*curve}
+    assert budget_curve([]) == [(0.0, 0.0)]
 
 
 @pytest.mark.parametrize("seed", range(4))

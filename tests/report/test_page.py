@@ -20,16 +20,20 @@ from onnxq.report.page import page
 MODELS = Path(__file__).parents[2] / "models"
 CNN, CALIB = MODELS / "digits_cnn.onnx", MODELS / "digits_calib.npz"
 VOID = {"meta", "link", "br", "path", "circle", "polyline"}  # closed by themselves, also `<path/>`
+TEST = MODELS / "digits_test.npz"
 MULTIPOINT = {
     "budget": 0.1,
     "extra_weights": 288,
     "bits_mean": 4.4,
     "form": "folded",
+    "error_left": 0.2,
+    "curve": [[0.0, 1.0], [0.05, 0.4], [0.1, 0.2], [0.4, 0.1], [1.0, 0.05]],
     "channels": [
         {
             "tensor": "w",
             "channel": 3,
             "points": 2,
+            "weights": 144,
             "factors": [0.1, 0.01],
             "error_before": 1.0,
             "error_after": 0.1,
@@ -38,6 +42,7 @@ MULTIPOINT = {
             "tensor": "w",
             "channel": 5,
             "points": 2,
+            "weights": 144,
             "factors": [0.1, 0.01],
             "error_before": 0.5,
             "error_after": 0.2,
@@ -95,6 +100,8 @@ def full() -> dict[str, Any]:
         ranges="lapq",
         search_budget="12",
         skip=("classifier",),
+        test=TEST,
+        layers=True,
         threads=1,
     )
     found: dict[str, Any] = json.loads(json.dumps(done.report.as_json()))
@@ -152,7 +159,15 @@ def test_figures_are_those_of_the_report(full: dict[str, Any]) -> None:
     assert f"{size['float_bytes'] / size['quantized_bytes']:.2f}x" in text
     assert f"{speed['speedup']:.2f}x" in text
     assert f"{full['quality']['sqnr_db']:.1f} dB" in text
+    metric = full["quality"]["metric"]
+    assert f"{metric['quantized']:.2%} {metric['float']:.2%} in float, 797 test samples" in text
     assert page(full).count("<svg") == 4 + sum(1 for t in full["tensors"] if t["histogram"])
+
+
+def test_older_reports_have_no_accuracy(full: dict[str, Any]) -> None:
+    older = {key: value for key, value in full["quality"].items() if key != "metric"}
+    assert "Top-1 agreement" in page({**full, "quality": older})
+    assert "test samples" not in page({**full, "quality": older})
 
 
 def test_an_input_is_not_the_output_of_its_reader(full: dict[str, Any]) -> None:
@@ -161,9 +176,41 @@ def test_an_input_is_not_the_output_of_its_reader(full: dict[str, Any]) -> None:
         {**full["tensors"][0], "layer": "n", "kind": kind, "sqnr_db": ratio}
         for kind, ratio in (("output", 21.2), ("output", 12.1), ("input", 55.5), ("weight", 33.3))
     ]
-    text = page({**full, "nodes": [node], "tensors": rows})
+    text = page({**full, "nodes": [node], "tensors": rows, "layers": None})
     layers = text[text.index('id="layers"') : text.index('id="tensors"')]
     assert re.findall(r'<td class="n">([\d.]*)</td>', layers) == ["33.3", "12.1"]
+
+
+def test_deployed_noise_and_what_a_layer_costs_alone(full: dict[str, Any]) -> None:
+    nodes = [{"name": name, "op": "Conv", "status": "integer", "reason": ""} for name in ("n", "m")]
+    rows = [
+        {**full["tensors"][0], "layer": "n", "tensor": tensor, "kind": "output", "sqnr_db": None}
+        for tensor in ("t", "u")
+    ]
+    found = {"deployed_db": {"t": 21.2, "u": 12.1}, "alone_db": {"n": 33.3}, "count": 1, "samples": 32}
+    text = page({**full, "nodes": nodes, "tensors": rows, "layers": found})
+    layers = text[text.index('id="layers"') : text.index('id="tensors"')]
+    assert re.findall(r'<td class="n">([\d.]*)</td>', layers) == ["", "", "12.1", "33.3", *[""] * 4]
+    assert "(32 samples)" in layers
+    assert text.count('class="line third"') == 1
+    short = page({**full, "nodes": nodes, "tensors": rows, "layers": {**found, "count": 2}})
+    assert "time for 1 of 2 layers" in short
+    older = {key: value for key, value in full.items() if key != "layers"}
+    assert "Alone, dB" not in page(older)
+    assert "Alone, dB" in page(full)
+
+
+def test_the_curve_of_budgets(full: dict[str, Any]) -> None:
+    text = page(full)
+    figure = text[text.index('id="points"') : text.index('id="layers"')]
+    assert "10.0%, 288 further weights, with 20.0% of the error left" in figure
+    (line,) = re.findall(r'<polyline class="line" points="([^"]*)"', figure)
+    assert len(line.split()) == 4  # up to four times the budget
+    (x, y) = re.findall(r'class="dot second" cx="([\d.]+)" cy="([\d.]+)"', figure)[0]
+    assert f"{x},{y}" == line.split()[2]
+    older = {key: value for key, value in MULTIPOINT.items() if key not in ("curve", "error_left")}
+    assert 'id="points"' not in page({**full, "multipoint": older})
+    assert "0.1, 0.01" in page({**full, "multipoint": older})
 
 
 def test_names_are_never_markup(full: dict[str, Any]) -> None:
@@ -225,7 +272,7 @@ def test_what_is_no_report_is_refused(tmp_path: Path, content: bytes, said: str)
 
 
 @pytest.mark.parametrize(
-    "key", ["nodes", "size", "quality", "passes", "seconds", "tensors", "lapq", "output"]
+    "key", ["nodes", "size", "quality", "passes", "seconds", "tensors", "lapq", "output", "layers"]
 )
 def test_a_damaged_report_is_one_sentence(full: dict[str, Any], key: str) -> None:
     for value in (7, "text", [1]):

@@ -54,11 +54,15 @@ def test_the_picture_is_xml_and_escapes_names() -> None:
     plot.mark(0.5, "<here>")
     plot.mark(2.0, "outside")
     plot.level(0.5, "<level>")
+    plot.level(0.4, "left", left=True, below=True)
     plot.rug([0.1, 5.0])
     tree = ET.fromstring(plot.__html__())
     assert tree.attrib["aria-label"] == '"quoted" <label>'
     texts = [element.text for element in tree.iter("text")]
     assert {"<x>", "a & b", "<level>"} <= set(texts)
+    names = {e.text: float(e.attrib["y"]) for e in tree.iter("text") if e.attrib["text-anchor"] == "start"}
+    assert names.keys() == {"left"}
+    assert names["left"] > plot.at(0, 0.4)[1]  # pixels count downwards
     assert "outside" not in plot.__html__()
     bars = next(e for e in tree.iter("path") if e.attrib["class"] == "bar").attrib["d"]
     assert f"V{TOP:.1f}H" in bars  # the bar of 1 reaches the top

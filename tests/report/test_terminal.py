@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 
 from onnxq.measure.compare import Difference, OutputDifference
 from onnxq.measure.coverage import Coverage
+from onnxq.measure.metrics import Accuracy
 from onnxq.measure.speed import Speed
 from onnxq.report.model import NodeRow, Report
 from onnxq.report.terminal import comparison, human_bytes, inspection, pass_table, reasons, summary
@@ -60,6 +61,15 @@ def test_summary() -> None:
     ):
         assert part in text
     assert len(text.splitlines()) == 5
+
+
+def test_summary_of_accuracy() -> None:
+    found = Accuracy("top1", 0.915, 0.914, 1000, "test.npz")
+    assert "accuracy  top1 91.50% -> 91.40% (1,000 test samples)" in shown(
+        summary(report(accuracy=found)), 80
+    )
+    worse = Accuracy("mse", 0.25, float("nan"), 8, "test.npz")
+    assert "mse 0.25 -> not finite (8 test samples)" in shown(summary(report(accuracy=worse)), 80)
 
 
 def test_summary_when_little_is_known_or_good() -> None:
