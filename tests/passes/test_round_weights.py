@@ -234,8 +234,8 @@ def test_better_steps_leave_room_for_the_bias(parse_program: ParseProgram) -> No
     """A bias so large that its int32 codes allow only steps above those of the weights."""
     text = "g (float[N,48] x) => (float[N,16] y) { y = Gemm <transB = 1> (x, w, b) }"
     program = parse_program(text, {"w": normal(16, 48), "b": np.full(16, 3e7, np.float32)}, 17)
-    steps = "annotate:small=0,weights=int3:channel,first_last=same calibrate choose-ranges quantize-weights round-weights:when=always"
-    Pipeline.parse(steps).run(program, context(program, ROWS))
+    steps = "annotate:small=0,weights=int3:channel,first_last=same calibrate choose-ranges quantize-weights"
+    Pipeline.parse(f"{steps} round-weights:when=always").run(program, context(program, ROWS))
     (unit,) = program.units.values()
     assert np.all(program.params("w").scale >= least_scales(program, [unit]) * (1 - 1e-6))
 
