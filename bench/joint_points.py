@@ -3,7 +3,7 @@
     python bench/joint_points.py [MODEL ...]        writes bench/results/joint_points.json
 
 Weights have a scale for each channel and 10 % further weights; losses are those of the search, on the emitted graph. ResNet-20
-has every order, the other models those that matter.
+has every order, the other models those that matter. `ranges` is the first half of LAPQ, `steps` the second.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ ORDERS = {
     "lapq": SEARCH,
     "lapq, points": f"{SEARCH} {POINTS}",
     "points, lapq": f"{POINTS} {SEARCH}",
+    "ranges, points, steps": f"search-norm {POINTS} search-steps",
     "lapq, points, lapq": f"{SEARCH} {POINTS} search-steps",
 }
 EVERY = "cifar10_resnet20"
-COMPARED = ("neither", "lapq", "lapq, points", "points, lapq", "lapq, points, lapq")
+COMPARED = ("neither", "lapq", "lapq, points", "points, lapq", "ranges, points, steps", "lapq, points, lapq")
 
 
 def main(names: list[str]) -> None:
