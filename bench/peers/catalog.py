@@ -56,6 +56,7 @@ LAPQ, POINTS = {"ranges": "lapq"}, {"multipoint": 0.1}
 SEARCHED = {
     "default": {},
     "lapq": LAPQ,
+    "lapq, cosine": LAPQ | {"loss": "cosine"},
     "multipoint 0.1": POINTS,
     "lapq, multipoint 0.1": LAPQ | POINTS,
 }
