@@ -86,24 +86,26 @@ class Start:
         first, *_ = Pipeline((points, *self.behind[:1])).run(program, self.ctx)
         return program, dict(first.result.facts["multipoint"])
 
-    def deployed(self, budget: int, choose: str, out: Path) -> dict[str, float]:
-        """Figures of the emitted model."""
+    def figures(self, budget: int, choose: str, out: Path, alone: bool) -> tuple[dict, dict | None]:
+        """Figures of the emitted model, and of the float model with the same weights and biases if asked for."""
         program, found = self.chosen(budget, choose)
+        floats = self._weights_alone(program, out) if alone else None
         Pipeline(self.behind[1:]).run(program, self.ctx)
         model = program.to_model()
         slim(model, program.source, program.source)
         out.write_bytes(model.SerializeToString())
         facts = {key: found[key] for key in ("extra_weights", "bits_mean")}
-        return {"bytes": out.stat().st_size, **quality(self.task, out), **facts}
+        return {"bytes": out.stat().st_size, **quality(self.task, out), **facts}, floats
 
-    def weights_alone(self, budget: int, choose: str, out: Path) -> dict[str, float]:
-        """Figures of the float model with the same weights and biases."""
-        program, _ = self.chosen(budget, choose)
+    def _weights_alone(self, program: Program, out: Path) -> dict[str, float]:
+        kept = {}
         for name, tensor in program.graph.tensors().items():
             decision = program.plan.get(name)
             if decision is not None and decision.codes is not None and decision.params is not None:
-                tensor.values = dequantize(decision.codes, decision.params)
+                kept[name], tensor.values = tensor.values, dequantize(decision.codes, decision.params)
         out.write_bytes(program.to_model().SerializeToString())
+        for name, values in kept.items():
+            program.graph.tensors()[name].values = values
         return quality(self.task, out)
 
 
@@ -120,19 +122,16 @@ def measure(task: Task, directory: Path, results: dict) -> None:
         for budget, choose in variants(task.model):
             row = f"w{bits}a8{'' if rounding else ' nearest'} {scheme} {budget}% {choose}"
             out = directory / f"{task.model}.{row}.onnx"
-            rows[row] = start.deployed(budget, choose, out)
+            rows[row], floats = start.figures(budget, choose, out, rounding and choose == "chosen")
             show(task, row, rows[row])
-            save(results)
             if rounding and scheme == "channel" and choose == "chosen":
                 paths[row] = out
-            if rounding and choose == "chosen":
-                alone = row.replace("a8", "")
-                rows[alone] = start.weights_alone(budget, choose, directory / "float.onnx")
-                show(task, alone, rows[alone])
-                save(results)
+            if floats is not None:
+                rows[row.replace("a8", "")] = floats
+            save(results)
     for bits in (5, 6, 7, 8):
         start, row = Start.of(task, f"int{bits}:channel", True), f"w{bits}a8 channel 0% chosen"
-        rows[row] = start.deployed(0, "chosen", directory / f"{task.model}.{row}.onnx")
+        rows[row], _ = start.figures(0, "chosen", directory / f"{task.model}.{row}.onnx", False)
         show(task, row, rows[row])
     save(results)
     for bits in WIDTHS:

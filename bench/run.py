@@ -21,6 +21,7 @@ SCRIPTS = (
     ),
     *("streaming.py", "memory.py", "saturation.py", "backend.py", "cluster.py", "decomposition.py"),
     "peers/run.py",
+    *("table.py", "figures.py"),
 )
 
 if __name__ == "__main__":

@@ -230,9 +230,10 @@ def _pair(ours: dict, theirs: dict, key: str, form: str, unit: str = "") -> str:
 
 BENCHMARKS = "docs/benchmarks.md"
 TABLES = (  # page, name of the mark, results, rows
-    ("README.md", "table", "int8.json", table),
-    ("README.md", "table", "low_bits.json", widths_table),
-    ("README.md", "table", "lapq.json", joint_table),
+    ("README.md", "table", "peers.json", peers.short),
+    (BENCHMARKS, "table", "int8.json", table),
+    (BENCHMARKS, "table", "low_bits.json", widths_table),
+    ("docs/lapq.md", "joint", "lapq.json", joint_table),
     ("docs/lapq.md", "table", "search_cost.json", cost_table),
     ("docs/lapq.md", "table", "lapq.json", ranges_table),
     ("docs/lapq.md", "table", "ablations.json", ablations_table),

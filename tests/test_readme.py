@@ -32,9 +32,10 @@ def test_the_session_runs(workplace: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_the_table_is_that_of_the_results() -> None:
+@pytest.mark.parametrize("script", ["table.py", "figures.py"])
+def test_tables_and_figures_are_those_of_the_results(script: str) -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "bench" / "table.py", "--check"], capture_output=True, text=True
+        [sys.executable, ROOT / "bench" / script, "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 

@@ -15,6 +15,7 @@ TOOLS = {
     "quark": "Quark",
     "onnxsim": "onnxsim",
 }
+MEASURED = ("onnxruntime", "nncf", "quark", "onnxsim")  # all that a comparison needs; AIMET takes hours
 METRICS = {"ncf": "hit rate@10", "minilm": "Spearman"}
 SLACK = 0.95  # of a speed-up; medians of the same file differ by as much
 FULL = (
@@ -56,6 +57,27 @@ def summary(results: dict[str, Any]) -> str:
         for setting, ways in settings(found):
             cells = (_short(best(ways, tool)) if asked(ways, tool) else "not measured" for tool in TOOLS)
             rows.append(_line((model, setting, f"{100 * found['float']['metric']:.2f}", *cells)))
+    return "\n".join(rows)
+
+
+def short(results: dict[str, Any]) -> str:
+    """The best of onnxq beside the best of all other tools, where both have a file that runs or only onnxq has."""
+    rows = [_line(("model", "bits", "float", "onnxq", "best of the others")), "|---" * 5 + "|"]
+    for model, found in models(results):
+        for setting, ways in settings(found):
+            ours = best(ways, OURS)
+            theirs = {tool: row[1] for tool in list(TOOLS)[1:] if (row := best(ways, tool)) is not None}
+            if setting == "w8a8-tensor" or ours is None or not all(asked(ways, tool) for tool in MEASURED):
+                continue
+            ahead = max(
+                theirs, key=lambda tool: (theirs[tool]["metric"], theirs[tool]["sqnr_db"]), default=None
+            )
+            other = "no file that runs" if ahead is None else f"{_cell(theirs[ahead])} ({TOOLS[ahead]})"
+            rows.append(
+                _line(
+                    (model, setting, f"{100 * found['float']['metric']:.2f}", f"**{_cell(ours[1])}**", other)
+                )
+            )
     return "\n".join(rows)
 
 
@@ -112,9 +134,11 @@ def lead(ours: Row, theirs: Row) -> list[str]:
 
 
 def _short(found: tuple[str, Row] | None) -> str:
-    if found is None:
-        return "-"
-    return f"{100 * found[1]['metric']:.2f}, {_size_and_speed(found[1])}"
+    return "-" if found is None else _cell(found[1])
+
+
+def _cell(row: Row) -> str:
+    return f"{100 * row['metric']:.2f}, {_size_and_speed(row)}"
 
 
 def _worth(row: Row) -> str:
@@ -126,6 +150,12 @@ def _size_and_speed(row: Row) -> str:
     return f"{row['bytes'] / 1e3:,.0f} kB, {row['speedup_batch1']:.2f}x"
 
 
+def _alike(row: Row) -> str:
+    """Metric in bold, agreement where it is known, size and speed."""
+    agreement = "" if row["agreement"] is None else f"{100 * row['agreement']:.1f} %, "
+    return f"**{100 * row['metric']:.2f}**, {agreement}{_size_and_speed(row)}"
+
+
 def _long(name: str, row: Row) -> Iterator[str]:
     yield name + (f" ({row['note']})" if "note" in row else "")
     yield f"{100 * row['metric']:.2f}"
@@ -134,7 +164,7 @@ def _long(name: str, row: Row) -> Iterator[str]:
     yield f"{row['bytes'] / 1e3:,.0f}"
     yield f"{row['speedup_batch1']:.2f}x"
     yield f"{row['speedup_batch32']:.2f}x" if "speedup_batch32" in row else "-"
-    yield f"{row['integer_kernels']} / {row['float_kernels']}"
+    yield f"{row.get('integer_kernels', '?')} / {row.get('float_kernels', '?')}"
     yield f"{row['cpu_seconds']:,.1f}"
     yield f"{row['peak_mb']:,.0f}"
 
