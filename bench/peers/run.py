@@ -74,13 +74,17 @@ class Row:
         return self.task.model, self.setting, f"{self.peer.name}: {self.way}"
 
 
-def plan(models: list[str], peers: list[str], settings: list[str]) -> Iterator[Row]:
-    """All rows of the named models, peers and settings, peer by peer."""
+def plan(
+    models: list[str], peers: list[str], settings: list[str], ways: list[str] | None = None
+) -> Iterator[Row]:
+    """All rows of the named models, peers, settings and ways (all of them when None), peer by peer."""
     tasks = {task.model: task for task in TASKS}
     for model in models:
         for peer in (PEERS[name] for name in peers):
             for setting in settings:
                 for way, options in peer.at(setting, model).items():
+                    if ways is not None and way not in ways:
+                        continue
                     yield Row(tasks[model], setting, peer, way, options)
 
 
@@ -119,7 +123,8 @@ def main(arguments: list[str] | None = None) -> None:
     results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     versions = results.setdefault("versions", {})
     versions["measured in"] = {"onnxruntime": ort.__version__, "vnni": has_vnni()}
-    rows = plan(asked.model or list(MODELS), asked.peer or list(PEERS), asked.setting or list(SETTINGS))
+    models, peers = asked.model or list(MODELS), asked.peer or list(PEERS)
+    rows = plan(models, peers, asked.setting or list(SETTINGS), asked.way)
     with tempfile.TemporaryDirectory() as shared:
         for row in rows:
             _add(results, row, Path(shared), asked)
@@ -154,6 +159,9 @@ def parser() -> argparse.ArgumentParser:
     for name, choices in (("model", MODELS), ("peer", tuple(PEERS)), ("setting", tuple(SETTINGS))):
         text = f"{name}s to measure, all of them unless named"
         made.add_argument(f"--{name}", nargs="+", choices=choices, metavar=name[0].upper(), help=text)
+    ways = sorted({way for peer in PEERS.values() for found in peer.ways.values() for way in found})
+    text = "ways to go, as they are named in the tables, all of them unless named"
+    made.add_argument("--way", nargs="+", choices=ways, metavar="W", help=text)
     made.add_argument("--again", action="store_true", help="measure rows anew that stand already")
     made.add_argument(
         "--seconds",
