@@ -72,11 +72,9 @@ def short(results: dict[str, Any]) -> str:
             ahead = max(
                 theirs, key=lambda tool: (theirs[tool]["metric"], theirs[tool]["sqnr_db"]), default=None
             )
-            other = "no file that runs" if ahead is None else f"{_cell(theirs[ahead])} ({TOOLS[ahead]})"
+            other = "no file that runs" if ahead is None else f"{TOOLS[ahead]}: {_alike(theirs[ahead])}"
             rows.append(
-                _line(
-                    (model, setting, f"{100 * found['float']['metric']:.2f}", f"**{_cell(ours[1])}**", other)
-                )
+                _line((model, setting, f"{100 * found['float']['metric']:.2f}", _alike(ours[1]), other))
             )
     return "\n".join(rows)
 

@@ -110,6 +110,10 @@ def test_rows_that_stand_stay_unless_asked_again(run: ModuleType, monkeypatch: p
     assert done == ["default", "unable", "broken", "abort"]
     run.main(["--again", "--model", "digits_cnn"])
     assert len(done) == 8
+    run.main(["--again", "--way", "default", "abort"])
+    assert done[8:] == ["default", "abort"]
+    with pytest.raises(SystemExit):
+        run.main(["--way", "defualt"])
 
 
 def test_a_compile_that_does_not_end_is_ended(run: ModuleType, tmp_path: Path) -> None:
@@ -195,6 +199,11 @@ def test_the_tables_take_the_best_way_and_name_who_is_ahead(monkeypatch: pytest.
     ahead = tables.behind(results).splitlines()[2:]
     assert [line.split(" | ")[-1].strip(" |") for line in ahead] == ["size, speed", "accuracy"]
     assert ahead[0].split(" | ")[2] == "lapq: 90.00 (95.0 %, 20.0 dB), 2 kB, 2.00x"
+    assert len(tables.short(results).splitlines()) == 2  # onnxsim is not measured yet
+    rows["onnxsim: default"] = {"failed": "no 4 bits"}
+    cells = tables.short(results).splitlines()[2].split(" | ")
+    assert cells[3] == "**90.00**, 95.0 %, 2 kB, 2.00x"
+    assert cells[4] == "AIMET: **91.00**, 95.0 %, 2 kB, 2.00x |"
     text = tables.full(results)
     assert "- quark: default: no 4 bits" in text
     assert text.index("aimet: default (slow)") < text.index("onnxq: lapq") < text.index("onnxq: default")
