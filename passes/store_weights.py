@@ -7,12 +7,13 @@
 - Embedding tables are looked up as codes of 8 or 4 bits, and only the rows found become float.
 
 Where a scale belongs to a channel, rounding errors are made to cancel within each kernel: without data no bias correction
-undoes the shift of the mean that they cause.
+undoes the shift of the mean that they cause. With data, convolutions below 8 bits are rounded by the errors at their outputs
+(`onnxq.stored_codes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -26,10 +27,11 @@ from onnxq.graph import Uses, float_values, is_constant, is_float_constant, is_s
 from onnxq.nbits import ACCURACIES, INT8, has_kernel, kernel_block
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.precision import WEIGHTED, Bits, Ends, Layer, layer_bits, override_bits
-from onnxq.program import Program
+from onnxq.program import Program, QuantDecision
 from onnxq.quantizers import weight_params
 from onnxq.scheme import QuantScheme
 from onnxq.selection import note_floats, skipped_nodes, writes_float32
+from onnxq.stored_codes import fitted_codes
 from onnxq.table_storage import TableWriter
 from onnxq.target import Target
 from onnxq.transposes import absorb_transposes, restore_transposes
@@ -83,6 +85,7 @@ class StoreWeights(Pass):
         absorb_transposes(program.graph)
         layers = self._layers(program)
         sites = self._sites(program, layers)
+        fitted = self._fitted(program, ctx, sites, layers)
         uses, writer = Uses(program.graph), TableWriter(program.graph, ctx.target, self.search)
         facts = {}
         for done, ((weight, kind), nodes) in enumerate(sites.items()):
@@ -92,9 +95,9 @@ class StoreWeights(Pass):
                 program.floats |= {n.name: reason for n in nodes}
                 continue
             before = len(program.graph.nodes)
-            bits = max(b.weights for n in nodes if (b := layers[n.name].bits) is not None)
+            scheme = self._scheme(nodes, layers)
             try:
-                how, bits = self._store(writer, nodes, kind, replace(self.weights, bits=bits))
+                how, bits = self._store(writer, nodes, kind, scheme, fitted.get(weight))
             except DataError as error:
                 raise DataError(f"{error} ({weight!r})") from None
             program.shelve([*nodes, *program.graph.nodes[before:]])
@@ -105,6 +108,22 @@ class StoreWeights(Pass):
         program.graph.toposort()
         note_floats(program, lambda node: NO_WEIGHTS)
         return PassResult(len(program.stored), dict(program.floats), {"bits": facts})
+
+    def _scheme(self, nodes: Sequence[gs.Node], layers: Mapping[str, Layer]) -> QuantScheme:
+        """Of a weight that the nodes read: the widest that any of them asks for."""
+        bits = max(b.weights for n in nodes if (b := layers[n.name].bits) is not None)
+        return replace(self.weights, bits=bits)
+
+    def _fitted(
+        self, program: Program, ctx: Context, sites: Sites, layers: Mapping[str, Layer]
+    ) -> dict[str, QuantDecision]:
+        """Codes that calibration samples choose, by weight."""
+        found = {
+            weight: (nodes, _channels(nodes[0], self._scheme(nodes, layers)))
+            for (weight, (form, _)), nodes in sites.items()
+            if form == "layer"
+        }
+        return fitted_codes(program, ctx, found)
 
     def _layers(self, program: Program) -> dict[str, Layer]:
         """Widths by node name; layers of few weights are little of the file, and rounding those costs as much as others' does."""
@@ -163,9 +182,14 @@ class StoreWeights(Pass):
         return None if is_lookup else "it is no embedding lookup (rows of a matrix)"
 
     def _store(
-        self, writer: TableWriter, nodes: list[gs.Node], kind: Kind, scheme: QuantScheme
+        self,
+        writer: TableWriter,
+        nodes: list[gs.Node],
+        kind: Kind,
+        scheme: QuantScheme,
+        fitted: QuantDecision | None,
     ) -> tuple[str, int]:
-        """Let the nodes read codes; what was done and the bits of a code."""
+        """Let the nodes read codes, the fitted ones if there are; what was done and the bits of a code."""
         form, axis = kind
         if form == "table":
             bits = writer.store_table(nodes, scheme)
@@ -173,7 +197,7 @@ class StoreWeights(Pass):
         if form == "product" and scheme.granularity == "block" and _size(nodes[0]) > self.few:
             assert axis is not None
             return self._store_blocks(writer, nodes, axis, scheme), scheme.bits
-        self._store_channels(writer, nodes, scheme)
+        self._store_channels(writer, nodes, scheme, fitted)
         return f"weights are stored as int{scheme.bits} and computed in float", scheme.bits
 
     def _store_blocks(self, writer: TableWriter, nodes: list[gs.Node], axis: int, scheme: QuantScheme) -> str:
@@ -196,19 +220,30 @@ class StoreWeights(Pass):
         writer.folded_blocks(nodes, weight, codes)
         return f"{stored} and computed in float"
 
-    def _store_channels(self, writer: TableWriter, nodes: list[gs.Node], scheme: QuantScheme) -> None:
+    def _store_channels(
+        self, writer: TableWriter, nodes: list[gs.Node], scheme: QuantScheme, fitted: QuantDecision | None
+    ) -> None:
         """Codes with a scale for each output channel, or one for all."""
-        weight, axis = _weight(nodes[0]), None if scheme.granularity == "tensor" else output_axis(nodes[0])
+        weight, plain = _weight(nodes[0]), _channels(nodes[0], scheme)
+        axis = None if plain.granularity == "tensor" else output_axis(nodes[0])
         values = float_values(weight)
         assert values is not None
-        plain = replace(
-            scheme, signed=True, symmetric=True, granularity="tensor" if axis is None else "channel", block=0
-        )
-        is_byte = plain.bits == BYTE
-        params = weight_params("minmax", values, axis, plain) if is_byte else peak_params(values, axis, plain)
-        few = values.size <= BALANCED
-        codes = balanced_codes(values, params, summed_axes(nodes[0])) if few else quantize(values, params)
+        if fitted is not None and fitted.params is not None and fitted.codes is not None:
+            params, codes = fitted.params, fitted.codes
+        else:
+            is_byte = plain.bits == BYTE
+            params = (
+                weight_params("minmax", values, axis, plain) if is_byte else peak_params(values, axis, plain)
+            )
+            few = values.size <= BALANCED
+            codes = balanced_codes(values, params, summed_axes(nodes[0])) if few else quantize(values, params)
         writer.folded(nodes, weight, codes, params.broadcast(params.scale, values.ndim), plain.bits)
+
+
+def _channels(node: gs.Node, scheme: QuantScheme) -> QuantScheme:
+    """The scheme of weights that have a scale for each output channel, or one for all."""
+    whole = scheme.granularity == "tensor" or output_axis(node) is None
+    return replace(scheme, signed=True, symmetric=True, granularity="tensor" if whole else "channel", block=0)
 
 
 def _weight(node: gs.Node) -> gs.Tensor:

@@ -116,7 +116,12 @@ PEERS = {
                 "w8a8": ONNXQ_8,
                 "w4a8": SEARCHED,
                 "w4a4": SEARCHED,
-                "w4": {"default": {}, "all layers": {"first_last": "same"}, "multipoint 0.1": POINTS},
+                "w4": {
+                    "default": {},
+                    "all layers": {"first_last": "same"},
+                    "without samples": {"blind": True},
+                    "multipoint 0.1": POINTS,
+                },
             },
         ),
         Peer(

@@ -14,6 +14,7 @@ from onnxq import packing
 from onnxq.affine import sqnr_db
 from onnxq.blocks import quantize_blocks
 from onnxq.compiler import compile_model
+from onnxq.data import input_specs, open_data
 from onnxq.errors import DataError, UsageError
 from onnxq.model.prepare import prepare
 from onnxq.model.session import make_session, session_and_optimized
@@ -399,6 +400,49 @@ def test_convolutions_have_a_scale_for_each_channel_at_any_width(
     assert np.median(off) < 0.3
     (optimized,) = outputs(model(CONV, w=floats, b=b), {"x": x})
     np.testing.assert_allclose(y, optimized, rtol=0, atol=1e-5 * np.abs(y).max())  # float32 sums
+
+
+def smooth(count: int) -> Floats:
+    """Samples whose neighbours are much alike, as of images, with a mean."""
+    x = RNG.standard_normal((count, 8, 9, 9)) + 1.0
+    for axis in (1, 2, 3):
+        x = (x + np.roll(x, 1, axis)) / 2
+    return x.astype(np.float32)
+
+
+@pytest.mark.parametrize("scheme", ["int4:channel", "int3:channel", "int4:tensor", "int4:block=32"])
+@pytest.mark.parametrize("group", [1, 2, 8])
+def test_with_samples_convolutions_are_rounded_by_their_outputs(scheme: str, group: int) -> None:
+    body = f"(float[N, 8, 9, 9] x) => (float[N, 16, 7, 7] y) {{ c = Conv <group = {group}> (x, w, b) y = Relu(c) }}"
+    proto = model(body, 21, w=normal(16, 8 // group, 3, 3), b=normal(16))
+    options: dict[str, Any] = {
+        "weights": QuantScheme.parse(scheme),
+        "first_last": "same",
+        "few": 0,
+        "small": 0,
+    }
+    calib, x = smooth(64), smooth(64)
+    (wanted,) = outputs(proto, {"x": x})
+    found = {}
+    for name, data in (("blind", None), ("fitted", open_data({"x": calib}, input_specs(proto)))):
+        program = Program.from_model(proto)
+        StoreWeights(**options).run(program, Context(data=data, threads=1))
+        compiled = program.to_model()
+        assert kernels(compiled) == kernels(proto)
+        found[name] = sqnr_db(wanted, outputs(compiled, {"x": x})[0])
+    assert found["fitted"] > found["blind"] + 0.5  # the blind ones cancel within kernels, which smooth inputs reward too
+
+
+def test_samples_leave_what_needs_none_alone() -> None:
+    proto = model(CONV, w=normal(16, 8, 3, 3), b=normal(16))
+    data = open_data({"x": smooth(8)}, input_specs(proto))
+    for scheme in ("int8:channel", "int4:channel"):
+        made = []
+        for context in (Context(threads=1), Context(data=data, threads=1)):
+            program = Program.from_model(proto)
+            StoreWeights(weights=QuantScheme.parse(scheme)).run(program, context)
+            made.append(program.to_model().SerializeToString())
+        assert made[0] == made[1]  # 8 bits, of its own or as a layer of few weights
 
 
 def test_first_and_last_layers_have_eight_bits_unless_told_otherwise() -> None:

@@ -9,11 +9,11 @@ from onnxq.errors import OnnxqError
 
 
 def quantize(job: Job) -> None:
-    """Options are those of `onnxq.compile_model`, which are the long ones of `onnxq compile`."""
+    """Options are those of `onnxq.compile_model`, which are the long ones of `onnxq compile`; `blind` leaves the samples out."""
     bits = job.setting.partition("-")[0]
     scheme = {} if job.per_channel or job.activations is None else {"weights": f"int{job.weights}:tensor"}
-    data = job.calib if job.activations is not None or "multipoint" in job.options else None
     options = {"bits": bits, **scheme, **job.options}
+    data = None if options.pop("blind", False) else job.calib
     try:
         onnxq.compile_model(
             job.model, data, output=job.output, samples=job.samples, threads=1, speed=False, **options
