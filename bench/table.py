@@ -17,9 +17,8 @@ WIDTHS = ("w8a8", "w4a8", "w3a8", "w4a4", "w8a4")
 BUDGETS = (0, 2, 5, 10, 20, 40)
 CHOICES = {"chosen": "least error", "threshold": "threshold", "random": "random"}
 POINT_ROWS = (
-    *((bits, "tensor", choice) for bits in (2, 3) for choice in CHOICES),
-    *((bits, "channel", "chosen") for bits in (2, 3)),
-    (4, "tensor", "chosen"),
+    *((bits, "tensor", choice) for bits in (2, 3, 4) for choice in CHOICES),
+    *((bits, "channel", "chosen") for bits in (2, 3, 4)),
 )
 SUMS = {
     "greedy": "greedy",
