@@ -61,9 +61,10 @@ def tools(results: Mapping[str, Any]) -> Figure:
 
 def sizes(results: Mapping[str, Any]) -> Figure:
     """Top-1 and SQNR against file size: plain widths, and channels with further points, at 8 bits for activations."""
-    models = [name for name in NETWORKS if name in results]
+    plain = [f"w{bits}a8 channel 0% chosen" for bits in range(2, 9)]
+    models = [name for name in NETWORKS if results.get(name, {}).keys() >= set(plain)]
     figure, axes = _panels(2, len(models))
-    curves = {"one point of 2 to 8 bits": [f"w{bits}a8 channel 0% chosen" for bits in range(2, 9)]}
+    curves = {"one point of 2 to 8 bits": plain}
     for bits in (2, 3, 4):
         curves[f"{bits} bits, further points"] = [f"w{bits}a8 channel {b}% chosen" for b in BUDGETS]
     for (top, bottom), model in zip(axes.T, models, strict=True):
@@ -105,7 +106,8 @@ def _panels(lines: int, columns: int) -> tuple[Figure, Any]:
 
 def _legend(figure: Figure, axis: Axes) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    columns = min(len(labels), int(figure.get_figwidth() // 1.4))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 FIGURES: dict[str, tuple[str, Callable[[Mapping[str, Any]], Figure]]] = {
