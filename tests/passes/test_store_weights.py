@@ -430,7 +430,8 @@ def test_with_samples_convolutions_are_rounded_by_their_outputs(scheme: str, gro
         compiled = program.to_model()
         assert kernels(compiled) == kernels(proto)
         found[name] = sqnr_db(wanted, outputs(compiled, {"x": x})[0])
-    assert found["fitted"] > found["blind"] + 0.5  # the blind ones cancel within kernels, which smooth inputs reward too
+    # the blind ones cancel within each kernel, which smooth inputs reward too
+    assert found["fitted"] > found["blind"] + 0.5
 
 
 def test_samples_leave_what_needs_none_alone() -> None:
