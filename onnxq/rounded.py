@@ -23,15 +23,8 @@ from onnxq.weights import code_limit, is_coarse
 
 LARGEST = 1152
 BYTE = 8
-FACTORS = (
-    0.8,
-    0.85,
-    0.9,
-    0.95,
-    1.0,
-    1.05,
-    1.1,
-)  # of steps to try: the best lies below that of the weights alone
+# Of steps to try: the best one lies below that of the weights alone.
+FACTORS = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1)
 REFITS = 2
 
 Codes = NDArray[np.integer[Any]]

@@ -15,6 +15,7 @@ from onnxq.passes.search_norm import SearchNorm
 from onnxq.pipeline import Context, Pipeline
 from onnxq.program import Program
 from onnxq.simulate import Evaluator
+from onnxq.simulate.norms import choose_layerwise
 
 PLAN = (
     "fold-constants flatten-matmul annotate:{} calibrate:ranges={} choose-ranges:ranges={} quantize-weights"
@@ -48,6 +49,17 @@ def test_the_loss_falls_to_what_the_report_says(models_dir: Path, options: str) 
     assert len(facts["p_values"]) >= 5
     norms = {f"lp={p:.6g}": loss for p, loss in zip(facts["p_values"], facts["p_losses"], strict=True)}
     assert (norms | facts["range_losses"])[facts["ranges"]] == facts["loss_after"]
+
+
+def test_activations_may_take_a_method_alone(models_dir: Path) -> None:
+    program, ctx = planned(models_dir, "weights=int4:channel,activations=uint4")
+    start, weights = dict(program.plan), Evaluator(program, ctx, "kl", 64).weights
+    choose_layerwise(program, weights, "lp=1.5", weights=False)
+    changed = {t for t, d in program.plan.items() if d is not start[t]}
+    assert changed
+    assert not any(start[t].is_weight for t in changed)
+    choose_layerwise(program, weights, "lp=1.5")
+    assert any(d is not start[t] for t, d in program.plan.items() if d.is_weight)
 
 
 def test_eight_bits_are_left(models_dir: Path) -> None:
