@@ -130,25 +130,13 @@ class Feedback:
         return np.ascontiguousarray(found[:, :size].transpose(0, 2, 1))
 
 
-def feed_back(
-    rows: Rows,
-    scale: Rows,
-    moment: Floats,
-    partners: NDArray[np.intp],
-    limit: int,
-    ends: tuple[int | Rows, int | Rows],
-) -> Rows:
-    """Codes of rows of weights by E[x x^T] of each group, (groups, K, K); see `Feedback.round`."""
-    return Feedback(moment).round(rows, scale, partners, limit, ends)
-
-
 def cut_pairs(codes: NDArray[Number], partners: NDArray[np.intp], limit: int) -> NDArray[Number]:
     """Codes whose neighbours of one sign add up to the limit at most: each of two gives half of what is too much.
 
     Args:
         codes: whole numbers within ±limit, (rows, K), of a type that holds their sums.
         partners: neighbours of each place, (orders, K); K for none.
-        limit: as for `feed_back`; 0 for none.
+        limit: as for `Feedback.round`; 0 for none.
     """
     if not limit:
         return codes

@@ -7,8 +7,8 @@
 - Embedding tables are looked up as codes of 8 or 4 bits, and only the rows found become float.
 
 Where a scale belongs to a channel, rounding errors are made to cancel within each kernel: without data no bias correction
-undoes the shift of the mean that they cause. With data, convolutions below 8 bits are rounded by the errors at their outputs
-(`onnxq.stored_codes`).
+undoes the shift of the mean that they cause. With data, convolutions below 8 bits are rounded by the errors at their outputs,
+unless they reduce over too many values (`onnxq.stored_codes`).
 """
 
 from __future__ import annotations

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxq.rounding import DAMP, Feedback, cut_pairs, feed_back, output_error
+from onnxq.rounding import DAMP, Feedback, cut_pairs, output_error
 from onnxq.saturation import as_rows, excess, from_rows, partners
 
 Array = NDArray[Any]
 NONE = np.zeros((0, 1), np.intp)
+
+
+def feed_back(rows: Array, scale: Array, moment: Array, *kept: Any) -> Array:
+    return Feedback(moment).round(rows, scale, *kept)
 
 
 def correlated(seed: int, groups: int, size: int, samples: int = 400) -> Array:

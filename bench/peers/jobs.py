@@ -93,7 +93,7 @@ def run_job(python: Path, adapter: Path, job: Job, seconds: int) -> Outcome:
 def one_line(text: str, folder: Path) -> str:
     """A reason as one line of bounded length, without the folders of this machine.
 
-    >>> one_line("cannot load /work/1/model.onnx:\\n  no  such file", Path("/work/1"))
+    >>> one_line("cannot load /scratch/1/model.onnx:\\n  no  such file", Path("/scratch/1"))
     'cannot load model.onnx: no such file'
     """
     line = " ".join(
