@@ -44,21 +44,60 @@ class PointLayer:
     """A weight with what it can become.
 
     Attributes:
-        site: where it is read.
-        form: how points are summed up.
+        weight: name of the initializer.
         folded: all channels with 2, 3, ... points.
         candidates: errors of its channels, as parts of the mean power of its outputs.
     """
 
-    site: Site
-    form: Form
+    weight: str
     folded: Sequence[Folded]
     candidates: Candidates
+
+    def decision(self, decision: QuantDecision, count: Counts) -> QuantDecision:
+        """The decision with further points in the channels that have a count above 1, (channels,)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class KernelPoints(PointLayer):
+    """A weight that activations are multiplied by, with what it can become.
+
+    Attributes:
+        site: where it is read.
+        form: how points are summed up.
+    """
+
+    site: Site
+    form: Form
+
+    def decision(self, decision: QuantDecision, count: Counts) -> QuantDecision:
+        params, codes, site = decision.params, decision.codes, self.site
+        assert params is not None
+        assert codes is not None
+        scale = np.broadcast_to(params.scale, len(count)).copy()
+        rows = as_rows(codes, site.kind, site.axis).copy()
+        shape = tuple(np.delete(codes.shape, site.axis))
+        further = []
+        for each, folded in enumerate(self.folded, 2):
+            chosen = np.flatnonzero(count == each)
+            if not len(chosen):
+                continue
+            scale[chosen], rows[chosen] = folded.step[chosen], folded.codes[chosen]
+            points = [from_rows(p[chosen], (len(chosen), *shape), site.kind, 0) for p in folded.points]
+            further.append((chosen, np.stack(points), folded.ratio[chosen]))
+        scheme = replace(decision.scheme, granularity="channel")
+        return replace(
+            decision,
+            scheme=scheme,
+            params=QuantParams(scheme, scale, np.zeros(scale.shape, np.int32), site.axis),
+            codes=np.ascontiguousarray(from_rows(rows, codes.shape, site.kind, site.axis)),
+            points=point_rows(codes, site.axis, further, self.form),
+        )
 
 
 def point_layer(
     program: Program, ctx: Context, site: Site, moment: Moment, most: int, form: Form, limit: int
-) -> PointLayer:
+) -> KernelPoints:
     """A layer with all of its channels at 2 to `most` points.
 
     Args:
@@ -84,7 +123,8 @@ def point_layer(
     signal = max(float(output_errors(rows, moment).mean()), np.finfo(np.float32).tiny)
     single = output_errors(rows - (codes * scale[:, None]).astype(np.float32), moment)
     errors = np.stack([single, *(f.error for f in folded)], axis=1) / signal
-    return PointLayer(site, form, folded, Candidates(errors, cost=rows.shape[1], weight=1.0 / len(rows)))
+    candidates = Candidates(errors, cost=rows.shape[1], weight=1.0 / len(rows))
+    return KernelPoints(site.weight, folded, candidates, site, form)
 
 
 def _useful(grid: Grid, most: int) -> int:
@@ -100,36 +140,10 @@ def decisions(
 ) -> dict[str, QuantDecision]:
     """What becomes of the weights that have channels with further points."""
     return {
-        layer.site.weight: _with_points(program.plan[layer.site.weight], layer, count)
+        layer.weight: layer.decision(program.plan[layer.weight], count)
         for layer, count in zip(layers, counts, strict=True)
         if (count > 1).any()
     }
-
-
-def _with_points(decision: QuantDecision, layer: PointLayer, count: Counts) -> QuantDecision:
-    """The decision with further points in the channels that have a count above 1."""
-    params, codes, site = decision.params, decision.codes, layer.site
-    assert params is not None
-    assert codes is not None
-    scale = np.broadcast_to(params.scale, len(count)).copy()
-    rows = as_rows(codes, site.kind, site.axis).copy()
-    shape = tuple(np.delete(codes.shape, site.axis))
-    further = []
-    for each, folded in enumerate(layer.folded, 2):
-        chosen = np.flatnonzero(count == each)
-        if not len(chosen):
-            continue
-        scale[chosen], rows[chosen] = folded.step[chosen], folded.codes[chosen]
-        points = [from_rows(p[chosen], (len(chosen), *shape), site.kind, 0) for p in folded.points]
-        further.append((chosen, np.stack(points), folded.ratio[chosen]))
-    scheme = replace(decision.scheme, granularity="channel")
-    return replace(
-        decision,
-        scheme=scheme,
-        params=QuantParams(scheme, scale, np.zeros(scale.shape, np.int32), site.axis),
-        codes=np.ascontiguousarray(from_rows(rows, codes.shape, site.kind, site.axis)),
-        points=point_rows(codes, site.axis, further, layer.form),
-    )
 
 
 def _channel_facts(layer: PointLayer, count: Counts) -> Iterator[dict[str, Any]]:
@@ -140,7 +154,7 @@ def _channel_facts(layer: PointLayer, count: Counts) -> Iterator[dict[str, Any]]
         folded = layer.folded[each - 2]
         step, ratio = float(folded.step[channel]), int(folded.ratio[channel])
         yield {
-            "tensor": layer.site.weight,
+            "tensor": layer.weight,
             "channel": channel,
             "points": each,
             "weights": int(layer.candidates.cost),
@@ -166,7 +180,7 @@ def figures(program: Program, layers: Sequence[PointLayer], counts: Sequence[Cou
         "curve": [[cost / every, error / whole] for cost, error in budget_curve(candidates)],
         "bits_mean": bits / max(weights, 1),
         "channels": [fact for layer, count in pairs for fact in _channel_facts(layer, count)],
-        "layers": {layer.site.weight: _layer_facts(layer, count) for layer, count in pairs},
+        "layers": {layer.weight: _layer_facts(layer, count) for layer, count in pairs},
     }
 
 

@@ -22,6 +22,7 @@ Codes = NDArray[np.integer[Any]]
 Form = Literal["fold", "rows"]
 
 LARGEST_CODE = 127  # of a kernel
+LARGEST_LOOKED_UP = 255  # of a table
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,15 +30,15 @@ class PointRows:
     """Rows of codes and which of them make up each channel.
 
     Attributes:
-        rows: int8, (channels + further points, ...): the weight's shape with the channel axis first; the coarsest point of each
-            channel, then the others.
+        rows: int8, or uint8 of a table, (channels + further points, ...): the weight's shape with the channel axis first; the
+            coarsest point of each channel, then the others.
         places: intp, (channels, points); a channel with fewer points names its first row again, at factor 0.
         factors: (channels, points), uint8, or int8 where one is negative.
         axis: channel axis of the weight.
         form: `fold` sums the rows up when the model is loaded, `rows` lets the layer compute each and sums up its outputs.
     """
 
-    rows: NDArray[np.int8]
+    rows: NDArray[np.int8 | np.uint8]
     places: NDArray[np.intp]
     factors: NDArray[np.uint8 | np.int8]
     axis: int
@@ -48,34 +49,43 @@ class PointRows:
         """Number of further points."""
         return len(self.rows) - len(self.places)
 
-    def codes(self) -> NDArray[np.int8]:
-        """The sums in the weight's own layout, int8."""
+    def codes(self) -> NDArray[np.int8 | np.uint8]:
+        """The sums in the weight's own layout, of the type of the rows."""
         shape = (-1, *[1] * (self.rows.ndim - 1))
         terms = zip(self.places.T, self.factors.T.astype(np.int16), strict=True)
         sums = sum(factor.reshape(shape) * self.rows[place] for place, factor in terms)
-        return np.ascontiguousarray(np.moveaxis(sums, 0, self.axis), np.int8)
+        return np.ascontiguousarray(np.moveaxis(sums, 0, self.axis), self.rows.dtype)
 
     def reach(self, ends: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Smallest and largest code of each channel, (channels,), where a row has these ends; within what a kernel takes."""
         sums = np.sort(self.factors.astype(np.int64)[:, :, None] * np.array(ends), axis=2).sum(axis=1)
-        return np.maximum(sums[:, 0], -LARGEST_CODE), np.minimum(sums[:, 1], LARGEST_CODE)
+        least, most = (-LARGEST_CODE, LARGEST_CODE) if self.rows.dtype == np.int8 else (0, LARGEST_LOOKED_UP)
+        return np.maximum(sums[:, 0], least), np.minimum(sums[:, 1], most)
 
-    def with_codes(self, codes: NDArray[np.int8], ends: tuple[int, int]) -> PointRows:
+    @property
+    def finest(self) -> NDArray[np.int64]:
+        """What the codes of each channel are multiples of, (channels,)."""
+        last = np.count_nonzero(self.factors, axis=1) - 1
+        found: NDArray[np.int64] = np.take_along_axis(self.factors, last[:, None], 1)[:, 0].astype(np.int64)
+        return found
+
+    def with_codes(self, codes: Codes, ends: tuple[int, int]) -> PointRows:
         """The same rows of the same channels at the same factors, for other codes.
 
         Args:
-            codes: in the weight's own layout, within `reach`.
+            codes: in the weight's own layout, within `reach`, multiples of `finest`.
             ends: smallest and largest code of a row.
 
         Raises:
             ValueError: a code is out of reach.
         """
-        wanted = np.moveaxis(codes, self.axis, 0).reshape(len(self.places), -1)
-        rows = np.empty((len(self.rows), wanted.shape[1]), np.int8)
+        finest = self.finest
+        wanted = np.moveaxis(codes, self.axis, 0).reshape(len(self.places), -1) // finest[:, None]
+        rows = np.empty((len(self.rows), wanted.shape[1]), self.rows.dtype)
         counts = np.count_nonzero(self.factors, axis=1)
         for count in np.unique(counts).tolist():
             channels = np.flatnonzero(counts == count)
-            ratio = self.factors[channels, max(count - 2, 0)].astype(np.int64)
+            ratio = self.factors[channels, max(count - 2, 0)].astype(np.int64) // finest[channels]
             points = split(wanted[channels], ratio, count, ends)
             rows[self.places[channels, :count].T] = points
         return replace(self, rows=rows.reshape(self.rows.shape))

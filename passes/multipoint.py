@@ -171,7 +171,7 @@ def _within_bytes(program: Program, target: Target, layers: Sequence[PointLayer]
         )
     candidates = [
         replace(
-            layer.candidates, cost=layer.candidates.cost * program.plan[layer.site.weight].scheme.bits / BYTE
+            layer.candidates, cost=layer.candidates.cost * program.plan[layer.weight].scheme.bits / BYTE
         )
         for layer in layers
     ]
