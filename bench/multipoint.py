@@ -31,6 +31,7 @@ from onnxq.model.prepare import prepare
 from onnxq.model.surgeon import to_graph
 from onnxq.passes.multipoint import Multipoint
 from onnxq.pipeline import Context, Pass, Pipeline
+from onnxq.point_rows import Form
 from onnxq.program import Program
 from onnxq.target import ORT_CPU
 
@@ -40,7 +41,9 @@ MODELS = (
     "cifar10_resnet56",
     "imagenet_squeezenet1_1",
     "imagenet_mobilenetv1_025",
+    "ncf_ml1m_mlp",
 )
+TABLES = ("ncf_ml1m_mlp",)  # are its first layers, which get points too
 WIDTHS = (3, 4, 2)
 SCHEMES = ("tensor", "channel")
 BUDGETS = (0, 2, 5, 10, 20, 40)
@@ -67,7 +70,13 @@ class Start:
     @classmethod
     def of(cls, task: Task, scheme: str, rounding: bool) -> Start:
         """Calibrated and quantized, with error-feedback rounding or without."""
-        steps = Choices(bits="w4a8", multipoint=0.1).resolve(True).with_option("weights", scheme).passes
+        ends = "same" if task.model in TABLES else "8"
+        steps = (
+            Choices(bits="w4a8", multipoint=0.1, first_last=ends)
+            .resolve(True)
+            .with_option("weights", scheme)
+            .passes
+        )
         place = [p.name for p in steps].index("multipoint")
         source = prepare(load_model(task.path), Pipeline(steps).opset(ORT_CPU))[0]
         data = open_data(task.calib, input_specs(source))
@@ -75,20 +84,22 @@ class Start:
         Pipeline(tuple(p for p in steps[:place] if rounding or p.name != "round-weights")).run(program, ctx)
         return cls(task, program, ctx, steps[place + 1 :])
 
-    def chosen(self, budget: int, choose: str) -> tuple[Program, dict]:
+    def chosen(self, budget: int, choose: str, form: Form | None = None) -> tuple[Program, dict]:
         """A copy with further points and corrected biases, and the figures of the pass."""
         old = self.program
         graph = to_graph(old.to_model())
         program = Program(graph, old.source, dict(old.plan), dict(old.units), dict(old.floats))
         program.statistics.update(old.statistics)
         choice = "error" if choose == "chosen" else choose
-        points = Multipoint(share=budget / 100, choose=choice)
+        points = Multipoint(share=budget / 100, choose=choice, form=form or "auto")
         first, *_ = Pipeline((points, *self.behind[:1])).run(program, self.ctx)
         return program, dict(first.result.facts["multipoint"])
 
-    def figures(self, budget: int, choose: str, out: Path, alone: bool) -> tuple[dict, dict | None]:
+    def figures(
+        self, budget: int, choose: str, out: Path, alone: bool = False, form: Form | None = None
+    ) -> tuple[dict, dict | None]:
         """Figures of the emitted model, and of the float model with the same weights and biases if asked for."""
-        program, found = self.chosen(budget, choose)
+        program, found = self.chosen(budget, choose, form)
         floats = self._weights_alone(program, out) if alone else None
         Pipeline(self.behind[1:]).run(program, self.ctx)
         model = program.to_model()

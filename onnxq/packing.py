@@ -14,7 +14,8 @@ of int8:
   OpenVINO rounds where it should truncate.
 
 Codes that are sums of rows (`onnxq.point_rows`) are stored as their rows, at the width of those: a Gather of each channel's rows
-and a MatMulInteger by its factors.
+and a MatMulInteger by its factors. Tables have more rows than a row has codes, so theirs are not numbered: a ScatterND adds each
+further one to where it belongs.
 """
 
 from __future__ import annotations
@@ -83,16 +84,19 @@ class Packer:
         return self._cast(name, stored, codes.dtype, codes.shape)
 
     def sums(self, name: str, points: PointRows, bits: int) -> gs.Tensor:
-        """A tensor with the codes that the rows sum up to, int8 in the weight's layout.
+        """A tensor with the codes that the rows sum up to, of their type, in the weight's layout.
 
         Args:
             name: what to name its tensors and nodes after.
             points: rows within the range of `bits` bits.
             bits: of a stored code.
         """
+        if points.rows.dtype == np.uint8:
+            return self._scattered(name, points, bits)
         channels, shape = len(points.places), points.rows.shape[1:]
         rows = self.tensor(f"{name}_rows", points.rows.reshape(len(points.rows), -1), bits)
-        found = self._append("Gather", "points", [rows, self._places(name, points)], np.int8)  # (C, n, K)
+        places = self._whole(f"{name}_places", points.places.astype(np.int32), len(points.rows) - 1)
+        found = self._append("Gather", "points", [rows, places], np.int8)  # (C, n, K)
         factors = constant(self.names, f"{name}_factors", points.factors[:, None])
         sums = self._append("MatMulInteger", "points", [factors, found], np.int32)  # (C, 1, K)
         shaped = self._append("Reshape", "points", [sums, self._shape((channels, *shape))], np.int32)
@@ -103,14 +107,32 @@ class Packer:
         found_shape = (*shape[: points.axis], channels, *shape[points.axis :])
         return self._cast(name, moved, np.dtype(np.int8), found_shape)
 
-    def _places(self, name: str, points: PointRows) -> gs.Tensor:
-        """Places of rows, in as few bytes as pay."""
-        places = points.places.astype(np.int32)
-        small = points.places.astype(np.min_scalar_type(len(points.rows) - 1))
-        if places.nbytes - small.nbytes <= CAST_BYTES:
-            return constant(self.names, f"{name}_places", places)
-        stored = constant(self.names, f"{name}_places", small)
-        return self._append("Cast", "points", [stored], np.int32, to=onnx.TensorProto.INT32)
+    def _scattered(self, name: str, points: PointRows, bits: int) -> gs.Tensor:
+        """Rows of a table, uint8: all first points by their factor, and each further one added where it belongs."""
+        rows, sums = len(points.places), None
+        for level, factors in enumerate(points.factors.T):
+            found = np.flatnonzero(factors)
+            if not len(found):
+                continue
+            digits = self.tensor(f"{name}_rows", points.rows[points.places[found, level]], bits)
+            whole = self._append("Cast", "points", [digits], np.int32, to=onnx.TensorProto.INT32)
+            factor = self._shared_constant(f"factor_{factors.max()}", np.array(factors.max(), np.int32))
+            terms = self._append("Mul", "points", [whole, factor], np.int32)
+            if sums is None:
+                sums = terms
+                continue
+            places = self._whole(f"{name}_places", found[:, None].astype(np.int64), rows - 1)
+            sums = self._append("ScatterND", "points", [sums, places, terms], np.int32, reduction="add")
+        assert sums is not None
+        return self._cast(name, sums, points.rows.dtype, (rows, *points.rows.shape[1:]))
+
+    def _whole(self, name: str, numbers: NDArray[np.int32 | np.int64], largest: int) -> gs.Tensor:
+        """Whole numbers from 0, in as few bytes as pay."""
+        small = numbers.astype(np.min_scalar_type(largest))
+        if numbers.nbytes - small.nbytes <= CAST_BYTES:
+            return constant(self.names, name, numbers)
+        to = onnx.helper.np_dtype_to_tensor_dtype(numbers.dtype)
+        return self._append("Cast", "points", [constant(self.names, name, small)], numbers.dtype, to=to)
 
     def _planes(self, name: str, codes: Codes, bits: int) -> gs.Tensor:
         signed = codes.dtype == np.int8

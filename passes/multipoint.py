@@ -2,6 +2,7 @@
 
 Liu et al., "Post-training Quantization with Multiple Points", arXiv 2002.09049. The factors stand in whole ratios here, so that
 the points fold into the codes of one 8-bit kernel (`onnxq.points.folded`): only the file grows, by the rows of some channels.
+Rows of embedding tables can have further points too (`onnxq.table_points`).
 
 A channel is judged by the error at its output, E[((w - w_hat) x)^2] on the calibration samples, with one point and with more. One
 knapsack over all layers then spends the budget where it buys the most (`onnxq.points.budget`). Errors count as parts of the mean
@@ -25,6 +26,7 @@ from onnxq.points import at_random, below_error, even_error, within_budget
 from onnxq.program import Program
 from onnxq.simulate import loss_gains
 from onnxq.sizes import emitted_bytes, parse_bytes
+from onnxq.table_points import Table, lookups, narrow_tables, table_points
 from onnxq.target import Target
 from onnxq.weights import code_limit
 
@@ -69,13 +71,19 @@ class Multipoint(Pass):
         self._check()
         form = self._form(ctx.target)
         sites, skipped = _narrow_sites(program, form)
-        layers = list(self._layers(program, ctx, sites))
+        tables, left = self._tables(program, ctx.target, form)
+        for table in tables:
+            program.plan.update(table.plan)
+        layers = [*self._layers(program, ctx, sites), *self._looked_up(program, ctx, tables)]
         if self.choose == "loss":
             layers = self._weighed(program, ctx, layers)
         counts = self._counts(program, ctx, layers)
-        program.plan.update(decisions(program, layers, counts))
+        found = decisions(program, layers, counts)
+        for table in tables:
+            program.plan.update({} if table.weight in found else table.before)
+        program.plan.update(found)
         facts = {"form": form} | figures(program, layers, counts)
-        return PassResult(len(facts["channels"]), skipped, {"multipoint": facts})
+        return PassResult(len(facts["channels"]), skipped | left, {"multipoint": facts})
 
     def _check(self) -> None:
         given = {n: v for n in ("share", "error", "size") if (v := getattr(self, n)) is not None}
@@ -107,6 +115,19 @@ class Multipoint(Pass):
                 ctx.progress("points", done, len(part))
                 limit = code_limit(program, site.units, ctx.target) if self.saturation == "safe" else 0
                 yield point_layer(program, ctx, site, moments[site.weight], self.points, form, limit)
+
+    def _tables(self, program: Program, target: Target, form: Form) -> tuple[list[Table], dict[str, str]]:
+        """Tables whose rows can have further points, and the reasons of the nodes that are left."""
+        if form == "rows":
+            units = (unit.name for unit in program.units.values() if unit.is_table)
+            return [], dict.fromkeys(units, "rows of a table are no rows of a product (form=rows)")
+        return narrow_tables(program, target, self.points, self.saturation == "safe")
+
+    def _looked_up(self, program: Program, ctx: Context, tables: Sequence[Table]) -> Iterator[PointLayer]:
+        """Every table with the errors of its rows."""
+        seen = lookups(program, ctx, tables, self.samples)
+        for table in tables:
+            yield table_points(table, seen[table.weight])
 
     def _weighed(self, program: Program, ctx: Context, layers: Sequence[PointLayer]) -> list[PointLayer]:
         """The layers, each weighed by what the loss gains from two points in all of its channels, per error that they take off.
@@ -148,8 +169,6 @@ def _narrow_sites(program: Program, form: Form) -> tuple[list[Site], dict[str, s
     sites, skipped = weight_sites(program)
     reasons = {site.weight: _reason(program, site, form) for site in sites}
     skipped |= {node.name: why for site in sites for node in site.nodes if (why := reasons[site.weight])}
-    tables = [unit.name for unit in program.units.values() if unit.is_table]
-    skipped |= dict.fromkeys(tables, "it looks codes up on the grid of its output")
     return [site for site in sites if not reasons[site.weight]], skipped
 
 
@@ -170,9 +189,7 @@ def _within_bytes(program: Program, target: Target, layers: Sequence[PointLayer]
             f"the file takes about {least:,} bytes without further points, more than the {limit:,} given"
         )
     candidates = [
-        replace(
-            layer.candidates, cost=layer.candidates.cost * program.plan[layer.weight].scheme.bits / BYTE
-        )
+        replace(layer.candidates, cost=layer.candidates.cost * program.plan[layer.weight].scheme.bits / BYTE)
         for layer in layers
     ]
     low, high = 0.0, float(limit - least)

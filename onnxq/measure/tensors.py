@@ -156,8 +156,9 @@ def _reach(decision: QuantDecision, params: QuantParams) -> tuple[float, float]:
     """Smallest and largest value of a code; of channels with several points, of a sum of codes."""
     if decision.points is None:
         return float(params.low.min()), float(params.high.max())
-    low, high = decision.points.reach((params.scheme.qmin, params.scheme.qmax))
-    return float((low * params.scale).min()), float((high * params.scale).max())
+    low, high = decision.points.reach((decision.scheme.qmin, decision.scheme.qmax))
+    zero = params.zero_point
+    return float(((low - zero) * params.scale).min()), float(((high - zero) * params.scale).max())
 
 
 def _scales(params: QuantParams) -> tuple[float, float]:

@@ -77,17 +77,17 @@ class Folded:
     """Rows of weights as points that fold, w = step * codes.
 
     Attributes:
-        codes: what the kernel multiplies by, int8, (R, K).
+        codes: what the kernel multiplies by, int8, (R, K); uint8 where they are looked up.
         step: float32, (R,).
         ratio: of neighbouring points of each row, int64, (R,); negative only where the grid is turned.
-        points: the codes that are stored, coarsest first, int8, (n, R, K).
+        points: the codes that are stored, coarsest first, of the same type, (n, R, K).
         error: at the output, float64, (R,).
     """
 
-    codes: NDArray[np.int8]
+    codes: NDArray[np.int8 | np.uint8]
     step: NDArray[np.float32]
     ratio: NDArray[np.int64]
-    points: NDArray[np.int8]
+    points: NDArray[np.int8 | np.uint8]
     error: Vector
 
 

@@ -20,6 +20,7 @@ from onnxq.program import Program, QuantDecision, Unit
 from onnxq.rounded import WeightRounder, with_codes
 from onnxq.rounding import cut_pairs
 from onnxq.saturation import as_rows, from_rows, kernel_kind, partners
+from onnxq.table_points import recoded
 from onnxq.target import Target
 from onnxq.weights import code_limit, is_coarse, safe_codes
 
@@ -125,6 +126,8 @@ class Weights:
     def coded(self, weight: str, params: QuantParams) -> QuantDecision:
         """The decision with these parameters, and codes that no kernel saturates."""
         decision, values = self.start[weight], self.values[weight]
+        if weight not in self.sites and decision.points is not None:
+            return recoded(decision, values, params)
         if weight not in self.sites:
             return replace(decision, params=params, codes=quantize(values, params))
         if decision.points is not None:
