@@ -42,7 +42,7 @@ def _has(program: Program, name: str, need: Needs) -> bool:
     have = program.statistics[name].needs
     return (
         (have.histogram or not need.histogram)
-        and (have.second_moment or not need.second_moment)
+        and (have.power or not need.power)
         and need.channels in (None, have.channels)
     )
 

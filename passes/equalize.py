@@ -102,9 +102,9 @@ def _statistics(
     program: Program, ctx: Context, channels: Channels, layers: Sequence[Layer]
 ) -> dict[str, ChannelStatistics]:
     """Statistics of the layers' inputs and of what Clips write, by tensor; from a loaded table where it has them."""
-    wanted = {name: Needs(channels=channels.axes[name]) for name in channels.clips}
+    wanted = {name: Needs(channels=channels.axes[name], power=True) for name in channels.clips}
     for layer in layers:
-        wanted[layer.node.inputs[0].name] = Needs(channels=-1 if layer.node.op == "MatMul" else 1)
+        wanted[layer.node.inputs[0].name] = Needs(channels=-1 if layer.node.op == "MatMul" else 1, power=True)
     missing = {name: need for name, need in wanted.items() if _key(name) not in program.statistics}
     if missing and ctx.data is None and program.statistics:
         first = _key(next(iter(missing)))

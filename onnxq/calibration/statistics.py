@@ -31,17 +31,17 @@ class Needs:
 
     Attributes:
         histogram: the distribution, at most 4096 bins, exact zeros, and the sums of x, |x| and x^2.
-        channels: axis (may be negative) whose channels each get a minimum, maximum, mean and power; None for none.
-        second_moment: the matrix of E[x_i x_j] over pairs of channels, (C, C); it needs `channels`.
+        channels: axis (may be negative) whose channels each get a minimum, maximum and mean; None for none.
+        power: E[x^2] of each channel as well; it needs `channels`.
     """
 
     histogram: bool = False
     channels: int | None = None
-    second_moment: bool = False
+    power: bool = False
 
     def __post_init__(self) -> None:
-        if self.second_moment and self.channels is None:
-            raise DataError("a second moment needs a channel axis")
+        if self.power and self.channels is None:
+            raise DataError("the power of channels needs a channel axis")
 
     def __or__(self, other: Needs) -> Needs:
         """Both needs at once; DataError when they differ in the channel axis."""
@@ -51,7 +51,7 @@ class Needs:
                 f"one tensor cannot be gathered over two channel axes, {self.channels} and {other.channels}"
             )
         axis = axes.pop() if axes else None
-        return Needs(self.histogram or other.histogram, axis, self.second_moment or other.second_moment)
+        return Needs(self.histogram or other.histogram, axis, self.power or other.power)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,14 +111,15 @@ class ChannelStatistics:
     Attributes:
         count: values in each.
         minimum, maximum: float32, (C,).
-        total, total_squares: sums of x and x^2, float64, (C,).
+        total: sum of x, float64, (C,).
+        total_squares: sum of x^2, float64, (C,); None unless needed.
     """
 
     count: int
     minimum: NDArray[np.float32]
     maximum: NDArray[np.float32]
     total: NDArray[np.float64]
-    total_squares: NDArray[np.float64]
+    total_squares: NDArray[np.float64] | None = None
 
     @property
     def mean(self) -> NDArray[np.float64]:
@@ -127,11 +128,12 @@ class ChannelStatistics:
 
     @property
     def power(self) -> NDArray[np.float64]:
-        """E[x^2] of every channel, (C,)."""
+        """E[x^2] of every channel, (C,); it must have been needed."""
+        assert self.total_squares is not None
         return self.total_squares / self.count
 
     @classmethod
-    def of(cls, x: NDArray[np.float32], axis: int) -> ChannelStatistics:
+    def of(cls, x: NDArray[np.float32], axis: int, power: bool) -> ChannelStatistics:
         """Statistics of one batch; `axis` is not negative."""
         stacked = x.reshape(math.prod(x.shape[:axis]), x.shape[axis], -1)  # (outer, C, inner)
         axes = (0, 2)
@@ -140,7 +142,7 @@ class ChannelStatistics:
             stacked.min(axis=axes),
             stacked.max(axis=axes),
             stacked.sum(axis=axes, dtype=np.float64),
-            np.einsum("ocs,ocs->c", stacked, stacked, dtype=np.float64),
+            np.einsum("ocs,ocs->c", stacked, stacked, dtype=np.float64) if power else None,
         )
 
     def merged(self, other: ChannelStatistics) -> ChannelStatistics:
@@ -150,7 +152,7 @@ class ChannelStatistics:
             np.minimum(self.minimum, other.minimum),
             np.maximum(self.maximum, other.maximum),
             self.total + other.total,
-            self.total_squares + other.total_squares,
+            _sum(self.total_squares, other.total_squares),
         )
 
 
@@ -166,7 +168,6 @@ class TensorStatistics:
         total, total_absolute, total_squares: sums of x, |x|, x^2; 0 without a histogram.
         histogram: None unless needed, or before the first value.
         channels: None unless needed, or before the first value.
-        products: sum of x_i x_j over positions, (C, C) float64; None unless needed or before the first value.
     """
 
     def __init__(self, name: str, needs: Needs = Needs()) -> None:
@@ -176,7 +177,6 @@ class TensorStatistics:
         self.total, self.total_absolute, self.total_squares = 0.0, 0.0, 0.0
         self.histogram: Histogram | None = None
         self.channels: ChannelStatistics | None = None
-        self.products: NDArray[np.float64] | None = None
 
     @property
     def mean(self) -> float:
@@ -188,13 +188,6 @@ class TensorStatistics:
         """Mean squared distance from the mean, nan where the mean is."""
         mean = self.mean
         return mean if math.isnan(mean) else max(self.total_squares / self.count - mean**2, 0.0)
-
-    @property
-    def second_moment(self) -> NDArray[np.float64] | None:
-        """E[x_i x_j] over channels, (C, C)."""
-        if self.products is None or self.channels is None:
-            return None
-        return self.products / self.channels.count
 
     def update(self, values: NDArray[Any]) -> None:
         """Take in one batch of any shape and a real type; it is read as float32.
@@ -235,16 +228,13 @@ class TensorStatistics:
             ),
         }
         if self.needs.channels is not None:
-            arrays["axis"] = np.array([self.needs.channels, self.needs.second_moment], np.int64)
+            arrays["axis"] = np.array([self.needs.channels, self.needs.power], np.int64)
         if self.histogram is not None:
             arrays["grid"] = np.array([self.histogram.exponent, self.histogram.first], np.int64)
             arrays["bins"] = self.histogram.counts
         if self.channels is not None:
-            arrays |= {
-                f"channel_{f.name}": np.asarray(getattr(self.channels, f.name)) for f in fields(self.channels)
-            }
-        if self.products is not None:
-            arrays["products"] = self.products
+            found = {f"channel_{f.name}": getattr(self.channels, f.name) for f in fields(self.channels)}
+            arrays |= {name: np.asarray(value) for name, value in found.items() if value is not None}
         return arrays
 
     @classmethod
@@ -252,8 +242,8 @@ class TensorStatistics:
         """The inverse of `to_arrays`; DataError when keys are missing or do not fit together."""
         try:
             count, zeros, histogram = map(int, arrays["counts"])
-            axis, second = map(int, arrays["axis"]) if "axis" in arrays else (None, 0)
-            found = cls(name, Needs(bool(histogram), axis, bool(second)))
+            axis, power = map(int, arrays["axis"]) if "axis" in arrays else (None, 0)
+            found = cls(name, Needs(bool(histogram), axis, bool(power)))
             found.count, found.zeros = count, zeros
             sums = map(float, arrays["sums"])
             found.minimum, found.maximum, found.total, found.total_absolute, found.total_squares = sums
@@ -261,10 +251,9 @@ class TensorStatistics:
                 exponent, first = map(int, arrays["grid"])
                 found.histogram = Histogram(exponent, first, arrays["bins"])
             if count and axis is not None:
-                parts = [arrays[f"channel_{f.name}"] for f in fields(ChannelStatistics)]
+                kept = fields(ChannelStatistics)[: None if power else -1]
+                parts = [arrays[f"channel_{f.name}"] for f in kept]
                 found.channels = ChannelStatistics(int(parts[0]), *parts[1:])
-            if count and second:
-                found.products = arrays["products"]
         except (KeyError, ValueError, TypeError) as error:
             raise DataError(f"the saved statistics of tensor {name!r} are damaged: {error}") from error
         if found.histogram is not None and int(found.histogram.counts.sum()) != count - zeros:
@@ -277,14 +266,15 @@ class TensorStatistics:
         """Fill these empty statistics from one batch."""
         flat = x.reshape(-1)
         self.count = flat.size
-        self.minimum, self.maximum = float(flat.min()), float(flat.max())
+        if self.needs.channels is not None:
+            self.channels = self._of_channels(x, self.needs.channels)
+        ends = (flat, flat) if self.channels is None else (self.channels.minimum, self.channels.maximum)
+        self.minimum, self.maximum = float(ends[0].min()), float(ends[1].max())
         if not math.isfinite(self.minimum) or not math.isfinite(self.maximum):
             nan, infinite = int(np.isnan(flat).sum()), int(np.isinf(flat).sum())
             raise DataError(
                 f"tensor {self.name!r} has {nan} NaN and {infinite} infinite values among {flat.size}"
             )
-        if self.needs.channels is not None:
-            self._gather_channels(x, self.needs.channels)
         if not self.needs.histogram:
             return
         self.histogram = Histogram.covering(self.minimum, self.maximum)
@@ -307,17 +297,10 @@ class TensorStatistics:
         np.subtract(bins, np.float32(histogram.first), out=bins)
         histogram.counts[:] += np.bincount(bins.astype(np.intp), minlength=histogram.counts.size)
 
-    def _gather_channels(self, x: NDArray[np.float32], axis: int) -> None:
+    def _of_channels(self, x: NDArray[np.float32], axis: int) -> ChannelStatistics:
         if not -x.ndim <= axis < x.ndim:
             raise DataError(f"tensor {self.name!r} of shape {x.shape} has no channel axis {axis}")
-        self.channels = ChannelStatistics.of(x, axis % x.ndim)
-        if not self.needs.second_moment:
-            return
-        positions = np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])  # (positions, C)
-        self.products = np.zeros((x.shape[axis],) * 2)
-        for start in range(0, len(positions), BINS):
-            part = positions[start : start + BINS].astype(np.float64)
-            self.products += part.T @ part
+        return ChannelStatistics.of(x, axis % x.ndim, self.needs.power)
 
     def _absorb(self, other: TensorStatistics) -> None:
         """Add statistics of the same needs, in place."""
@@ -330,8 +313,6 @@ class TensorStatistics:
                     f"tensor {self.name!r} has {sizes[1]} channels where it had {sizes[0]} before"
                 )
         self.channels = _sum_channels(self.channels, other.channels)
-        if other.products is not None:
-            self.products = other.products if self.products is None else self.products + other.products
         self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
         if self.needs.histogram:
             joined = Histogram.covering(self.minimum, self.maximum)
@@ -345,3 +326,7 @@ class TensorStatistics:
 
 def _sum_channels(a: ChannelStatistics | None, b: ChannelStatistics | None) -> ChannelStatistics | None:
     return a.merged(b) if a is not None and b is not None else a or b
+
+
+def _sum(a: NDArray[np.float64] | None, b: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+    return None if a is None or b is None else a + b

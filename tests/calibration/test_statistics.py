@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnxq.calibration.statistics import BINS, MIN_EXPONENT, Histogram, Needs, TensorStatistics
 from onnxq.errors import DataError
 
-FULL = Needs(histogram=True, channels=-1, second_moment=True)
+FULL = Needs(histogram=True, channels=-1, power=True)
 
 # All finite float32, subnormals and exact zeros of both signs included, and often of like magnitude.
 singles = st.one_of(
@@ -45,7 +45,6 @@ def same(a: TensorStatistics, b: TensorStatistics) -> None:
         "sums": 1e-13 * max(absolute, squares),
         "channel_total": 1e-13 * absolute,
         "channel_total_squares": 1e-13 * squares,
-        "products": 1e-13 * squares,
     }
     for key in left:
         atol = rounding.get(key, 0.0)
@@ -128,7 +127,7 @@ def test_negative_values_that_underflow_stay_negative() -> None:
 def test_channels(axis: int) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(6, 5, 7)).astype(np.float32)
-    found = gathered(x, Needs(channels=axis, second_moment=True))
+    found = gathered(x, Needs(channels=axis, power=True))
     rows = np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1).astype(np.float64)
     assert found.histogram is None
     assert found.channels is not None
@@ -136,10 +135,18 @@ def test_channels(axis: int) -> None:
     np.testing.assert_array_equal(found.channels.maximum, rows.max(axis=1))
     np.testing.assert_allclose(found.channels.mean, rows.mean(axis=1), atol=1e-14)
     np.testing.assert_allclose(found.channels.power, (rows**2).mean(axis=1), rtol=1e-13)
-    second = np.asarray(found.second_moment)
-    np.testing.assert_allclose(
-        second, np.cov(rows, bias=True) + np.outer(*[rows.mean(axis=1)] * 2), atol=1e-13
-    )
+    assert (found.minimum, found.maximum) == (x.min(), x.max())
+
+
+def test_no_power_unless_needed() -> None:
+    x = np.random.default_rng(0).normal(size=(4, 9, 3)).astype(np.float32)
+    found = gathered(x, Needs(channels=1))
+    found.update(2 * x)
+    assert found.channels is not None
+    assert found.channels.total_squares is None
+    np.testing.assert_allclose(found.channels.mean, 1.5 * x.mean(axis=(0, 2)), rtol=1e-5)
+    again = TensorStatistics.from_arrays("x", found.to_arrays())
+    assert again.needs == Needs(channels=1)
 
 
 def test_channels_stream_and_merge() -> None:
@@ -201,7 +208,7 @@ def test_arrays_round_trip(needs: Needs, values: NDArray[np.float64]) -> None:
         np.testing.assert_array_equal(again.to_arrays()[key], array)
 
 
-@pytest.mark.parametrize("key", ["counts", "sums", "grid", "bins", "channel_total", "products"])
+@pytest.mark.parametrize("key", ["counts", "sums", "grid", "bins", "channel_total", "channel_total_squares"])
 def test_damaged_arrays(key: str) -> None:
     arrays = gathered(np.ones((2, 3)), FULL).to_arrays()
     del arrays[key]
@@ -220,7 +227,7 @@ def test_needs() -> None:
     with pytest.raises(DataError, match="two channel axes, 1 and -1"):
         Needs(channels=1) | Needs(channels=-1)
     with pytest.raises(DataError, match="needs a channel axis"):
-        Needs(second_moment=True)
+        Needs(power=True)
     with pytest.raises(DataError, match="cannot merge statistics of 'x'"):
         gathered(np.ones(2)).merge(gathered(np.ones(2), Needs()))
 
