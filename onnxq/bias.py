@@ -14,7 +14,7 @@ from onnxq.affine import dequantize
 from onnxq.graph import Names, constant, float_values, set_input
 from onnxq.program import Program, Unit
 
-BiasCorrection = Literal["none", "output", "exact"]
+BiasCorrection = Literal["auto", "none", "output", "exact", "deployed"]
 
 LARGEST_CODE = 2.0**30  # half of int32, which leaves room for the products
 

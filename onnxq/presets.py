@@ -13,7 +13,7 @@ PRESETS = {
     ),
     "int8-accurate": (
         f"{READY} equalize:when=always annotate calibrate:ranges=lp=3 choose-ranges:ranges=lp=3 quantize-weights"
-        " round-weights:when=always correct-bias pad-channels emit-qdq"
+        " round-weights:when=always correct-bias:correction=deployed pad-channels emit-qdq"
     ),
     "int8-dynamic": f"{GRAPH} quantize-dynamic store-weights",
     "weight-only": f"{GRAPH} store-weights",
@@ -44,14 +44,14 @@ def preset_pipeline(
         raise unknown("format", form, EMITTERS)
     chosen = name if data else WITHOUT_DATA.get(name, name)
     text = PRESETS[chosen]
-    if joint and BIAS not in text.split():
+    if joint and BIAS not in text:
         raise UsageError(f"preset {chosen!r} has no steps of activations to search (ranges=lapq)")
-    if points and BIAS not in text.split():
+    if points and BIAS not in text:
         raise UsageError(f"preset {chosen!r} has no integer layers whose channels could have further points")
     if points:
-        text = text.replace(f" {BIAS} ", f" {POINTS} {BIAS} ")
+        text = text.replace(f" {BIAS}", f" {POINTS} {BIAS}")
     if joint:
-        words = text.replace(f" {BIAS} ", f" {JOINT} {BIAS} ").split()
+        words = text.replace(f" {BIAS}", f" {JOINT} {BIAS}").split()
         text = " ".join("calibrate:ranges=mse" if word == "calibrate" else word for word in words)
     if form is None:
         return text

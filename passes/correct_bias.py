@@ -1,4 +1,6 @@
-"""Correct what the quantization of weights does to the mean of each output channel, and to the spread of its weights.
+"""Correct what quantization does to the mean of each output channel, and to its spread.
+
+Of weights alone,
 
     E[y_hat] - E[y] = sum_i (w_hat_i - w_i) E[x_i]
 
@@ -6,6 +8,9 @@ is taken out of the bias, with E[x_i] the mean of input channel i over the calib
 Data-Free Quantization, ICCV 2019, section 4.2, with measured instead of assumed means; Finkelstein et al.,
 2019). Zero padding is not looked at. Where weights have fewer than 8 bits their means can be kept exactly instead, for any
 input: see `onnxq.mean_point`. What that leaves is taken out of the bias as well.
+
+Below 8 bits inputs are not what they were either. Then outputs are matched with those of the float network in the network as it
+will run, layer by layer: see `onnxq.simulate.outputs`.
 """
 
 from __future__ import annotations
@@ -17,11 +22,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.bias import BiasCorrection, corrected_bias, float_bias, set_bias, uncorrectable
+from onnxq.errors import DataError, UsageError
 from onnxq.graph import Names, float_values
 from onnxq.mean_point import with_means, with_spread
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, Unit
 from onnxq.saturation import kernel_kind
+from onnxq.simulate import Matched, match_outputs
 from onnxq.weights import code_limit
 
 BYTE = 8
@@ -29,16 +36,22 @@ BYTE = 8
 
 @dataclass(frozen=True)
 class CorrectBias(Pass):
-    """Take the shift of output means that quantized weights cause out of the biases.
+    """Take the shift of output means that quantization causes out of the biases.
 
     Attributes:
-        correction: `output` means by the bias; `exact` keeps the means of weights below 8 bits first, by a shared point of ones;
+        correction: `output` takes out what quantized weights do to means; `exact` keeps the means of weights below 8 bits first,
+            by a shared point of ones; `deployed` matches means and spreads in the network as it will run, layer by layer, by
+            biases and scales; `auto` is `deployed` where something has fewer than 8 bits and there are samples, else `output`;
             `none` leaves all as it is.
+        samples: calibration samples to look at where correction=deployed.
+        patches: random inputs of each kernel from one sample, there.
         spread: whether the scale of each channel below 8 bits makes up for the spread that its codes have lost or gained.
     """
 
     name: ClassVar[str] = "correct-bias"
-    correction: BiasCorrection = "output"
+    correction: BiasCorrection = "auto"
+    samples: int = 128
+    patches: int = 16
     spread: bool = False
 
     def run(self, program: Program, ctx: Context) -> PassResult:
@@ -48,6 +61,8 @@ class CorrectBias(Pass):
         facts = self._change_weights(program, ctx, tensors, nodes)
         if self.correction == "none":
             return PassResult(0, facts=facts)
+        matched = self._matched(program, ctx)
+        program.plan.update(matched.plan)
         names = Names(program.graph)
         corrected, skipped = 0, {}
         for unit in list(program.units.values()):
@@ -62,9 +77,31 @@ class CorrectBias(Pass):
             if bias is None:
                 bias = np.zeros(weights.shape[unit.channel_axis], np.float32)
             group = nodes[unit.name].attrs.get("group", 1)
-            set_bias(program, names, nodes, unit, corrected_bias(program, unit, bias, weights, group))
+            found = matched.biases.get(unit.name)
+            found = corrected_bias(program, unit, bias, weights, group) if found is None else found
+            set_bias(program, names, nodes, unit, found)
             corrected += 1
         return PassResult(corrected, skipped, facts)
+
+    def _matched(self, program: Program, ctx: Context) -> Matched:
+        """Scales and biases that match outputs in the deployed network; none where that is not asked for."""
+        if self.correction == "deployed":
+            self._check(program, ctx)
+        narrow = any(decision.scheme.bits < BYTE for decision in program.plan.values())
+        wanted = self.correction == "auto" and narrow and program.sides == "both" and ctx.data is not None
+        if self.correction != "deployed" and not wanted:
+            return Matched({}, {})
+        return match_outputs(program, ctx, self.samples, self.patches)
+
+    def _check(self, program: Program, ctx: Context) -> None:
+        if ctx.data is None:
+            raise DataError(
+                "correction=deployed runs the network on calibration samples; give some with --calib"
+            )
+        if program.sides != "both":
+            raise UsageError(
+                f"correction=deployed runs integer layers, and {program.sides} alone are quantized; take output"
+            )
 
     def _change_weights(
         self, program: Program, ctx: Context, tensors: dict[str, gs.Tensor], nodes: dict[str, gs.Node]

@@ -3,6 +3,17 @@
 from onnxq.simulate.evaluator import Evaluator, Rounding
 from onnxq.simulate.gains import loss_gains
 from onnxq.simulate.losses import LOSSES, Loss, find_loss
+from onnxq.simulate.outputs import Matched, match_outputs
 from onnxq.simulate.variables import Variable
 
-__all__ = ["LOSSES", "Evaluator", "Loss", "Rounding", "Variable", "find_loss", "loss_gains"]
+__all__ = [
+    "LOSSES",
+    "Evaluator",
+    "Loss",
+    "Matched",
+    "Rounding",
+    "Variable",
+    "find_loss",
+    "loss_gains",
+    "match_outputs",
+]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ from onnxq.target import Target
 BYTE = 8
 Array = NDArray[Any]
 Plan = Mapping[str, QuantDecision]
+Biases = Mapping[str, NDArray[np.float32]]
+
+NO_BIASES: Biases = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,16 +50,17 @@ class Emitted:
         return self.recipes[name].make(replace(self.program, plan=dict(plan)))
 
 
-def emit(program: Program, target: Target, *, correct: bool) -> Emitted:
+def emit(program: Program, target: Target, *, correct: bool, biases: Biases = NO_BIASES) -> Emitted:
     """The emitted graph of a program whose plan is complete; the program is not changed.
 
     Args:
         program: its graph is still float.
         target: runtime whose form is taken; it is onnxruntime that runs it here.
         correct: whether the shift that quantized weights cause is taken out of the biases, as the pass correct-bias does.
+        biases: to take instead, (C,) by the name of a unit; looked up whenever a bias is made.
     """
     copy = _copy(program)
-    correction = _correction(copy) if correct else uncorrected
+    correction = _correction(copy, biases) if correct else uncorrected
     borders = write_qdq(
         copy, replace(target, bias="int32", qdq_only=False), open_plan=True, correction=correction
     )
@@ -78,7 +83,7 @@ def _copy(program: Program) -> Program:
     )
 
 
-def _correction(program: Program) -> Correction:
+def _correction(program: Program, biases: Biases) -> Correction:
     """What correct-bias does, for any plan; units that it gives a bias get one of zeros."""
     names, tensors = Names(program.graph), program.graph.tensors()
     nodes = {n.name: n for n in program.graph.nodes}
@@ -95,6 +100,8 @@ def _correction(program: Program) -> Correction:
             set_bias(program, names, nodes, unit, zeros)
 
     def correct(view: Program, unit: Unit, bias: NDArray[np.float32]) -> NDArray[np.float32]:
+        if unit.name in biases:
+            return biases[unit.name]
         if unit.name not in weights:
             return bias
         return corrected_bias(view, unit, bias, weights[unit.name], groups[unit.name])

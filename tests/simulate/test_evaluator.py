@@ -69,7 +69,7 @@ def test_the_loss_is_that_of_the_emitted_model(model: str, widths: str, planned:
     for at in (np.zeros_like(point), point):
         again, ctx = planned(model, widths)
         Evaluator(again, ctx, "mse", 64).apply(at)
-        Pipeline.parse("correct-bias emit-qdq").run(again, ctx)
+        Pipeline.parse("correct-bias:correction=output emit-qdq").run(again, ctx)
         found.append(evaluator.deployed_loss(again.to_model()))
     assert losses == pytest.approx(found, rel=1e-5)
 

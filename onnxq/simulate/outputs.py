@@ -1,0 +1,274 @@
+"""Outputs of layers in the deployed network, matched with those in the float network channel by channel.
+
+Quantization shifts the mean of a layer's outputs and changes their spread: weights are rounded, inputs clipped and rounded, and
+what earlier layers left over arrives with them. Each output channel has a bias and, where weights have a scale for each, a
+scale to put both right, for no bytes and no time:
+
+    scale'_c = scale_c std(y_c) / std(y_hat_c),     bias'_c = bias_c + E[y_c] - scale'_c / scale_c E[y_hat_c]
+
+with y the products of the float layer and y_hat those of the quantized one with the codes that arrive, in front of biases and
+activations, over the same random places. Weights with one scale get the factor of all channels together.
+
+Layers come in order, and what a layer became holds for those behind it: they see what is left of earlier errors, as they will
+when deployed. Measured all at once, an error would be corrected again in every layer that it reaches. For means this is the
+sequential bias correction of Nagel et al., arXiv 1906.04721; with spreads it is what estimating batch normalizations anew would
+do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from onnxq.affine import dequantize
+from onnxq.bias import least_scales
+from onnxq.calibration.collect import activations
+from onnxq.graph import float_values
+from onnxq.measure.compare import run
+from onnxq.model.session import make_session
+from onnxq.patches import input_patches
+from onnxq.pipeline import Context
+from onnxq.program import Program, QuantDecision, Unit
+from onnxq.saturation import as_rows
+from onnxq.simulate.emitted import emit
+from onnxq.simulate.segments import cut_into_segments
+
+Array = NDArray[Any]
+Vector = NDArray[np.float64]
+Biases = dict[str, NDArray[np.float32]]
+
+MEMORY = 128 << 20  # bytes of what lies between two segments
+FURTHEST = 2.0  # that a spread is changed by
+ENOUGH = 32  # places that tell a spread
+
+
+@dataclass(frozen=True, eq=False)
+class Matched:
+    """What makes up for the errors.
+
+    Attributes:
+        plan: decisions of weights with other scales, by name.
+        biases: of units, (C,), by the unit's name.
+    """
+
+    plan: dict[str, QuantDecision]
+    biases: Biases
+
+
+def match_outputs(program: Program, ctx: Context, samples: int = 128, patches: int = 16) -> Matched:
+    """Scales and biases at which each layer's outputs have the means and spreads of the float layer's.
+
+    Args:
+        program: its plan is complete, its graph still float, its biases are those of the float model.
+        ctx: its data are read.
+        samples: to look at; fewer where what lies between two layers would take more than 128 MB.
+        patches: random inputs of each kernel from one sample.
+
+    Raises:
+        DataError: there is no data.
+        ModelError: the model cannot be run.
+    """
+    layers = _layers(program, ctx)
+    deployed = _Deployed(program, ctx, layers)
+    wanted = deployed.affordable(samples)
+    float_sums = {name: _Sums() for name in layers}
+    feeds: list[dict[str, Array]] = []
+    names = list(dict.fromkeys(layer.source for layer in layers.values()))
+    for batch, values in activations(program, ctx, names, wanted, "float outputs"):
+        for name, layer in layers.items():
+            float_sums[name].add(layer.outputs(layer.weights, values[layer.source], len(feeds), patches))
+        feeds.append(dict(batch.feeds))
+    for layer, found in deployed.walk(feeds, patches):
+        deployed.match(layer, float_sums[layer.unit.name], found)
+    return Matched({n: d for n, d in deployed.plan.items() if d is not program.plan[n]}, deployed.biases)
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """A unit that multiplies by weights.
+
+    Attributes:
+        node: its main node.
+        weights: in float, in the operator's layout.
+        bias: (C,), zeros where there is none.
+        least: smallest scales of the weights, () or (C,), at which biases fit into int32.
+        alone: whether no other unit reads the weights.
+        place: its number.
+    """
+
+    unit: Unit
+    node: gs.Node
+    weights: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    least: Vector
+    alone: bool
+    place: int
+
+    @property
+    def source(self) -> str:
+        """The tensor that it multiplies."""
+        return self.unit.inputs[0]
+
+    @property
+    def takes_bias(self) -> bool:
+        """Whether it has, or can get, a bias."""
+        return self.unit.bias is not None or self.unit.kind != "MatMul"
+
+    def outputs(self, weights: Array, x: Array, batch: int, patches: int) -> Vector:
+        """Products of weights with random inputs of the kernel, (places, C); the same places for the same batch."""
+        rng = np.random.default_rng([self.place, batch])
+        inputs = input_patches(self.node, x, rng, patches)  # (groups, places, K)
+        rows = as_rows(weights, self.node.op, self.unit.channel_axis)
+        rows = rows.reshape(len(inputs), -1, inputs.shape[2])
+        found = np.moveaxis(inputs @ rows.transpose(0, 2, 1), 0, 1)  # (places, groups, C / groups)
+        flat: Vector = found.reshape(len(found), -1).astype(np.float64)
+        return flat
+
+
+@dataclass
+class _Sums:
+    """Sums over places, of the values of each channel and their squares, (C,)."""
+
+    count: int = 0
+    total: Vector = field(default_factory=lambda: np.zeros(()))
+    squares: Vector = field(default_factory=lambda: np.zeros(()))
+
+    def add(self, values: Vector) -> None:
+        self.count += len(values)
+        self.total = self.total + values.sum(axis=0)
+        self.squares = self.squares + (values**2).sum(axis=0)
+
+    @property
+    def mean(self) -> Vector:
+        return self.total / self.count
+
+    @property
+    def variance(self) -> Vector:
+        return np.maximum(self.squares / self.count - self.mean**2, 0.0)
+
+
+class _Deployed:
+    """The emitted graph, walked through one segment after the other on all samples.
+
+    Attributes:
+        plan: with the scales that were changed up to there.
+        biases: that were changed up to there, by unit.
+    """
+
+    def __init__(self, program: Program, ctx: Context, layers: Mapping[str, _Layer]) -> None:
+        self.plan, self.biases = dict(program.plan), Biases()
+        self._ctx, self._layers = ctx, layers
+        self._emitted = emit(program, ctx.target, correct=True, biases=self.biases)
+        self._segments = cut_into_segments(self._emitted.model, list(layers), len(layers) + 1)
+
+    def affordable(self, samples: int) -> int:
+        """Samples of which all that lies between any two segments fits into MEMORY, at most so many."""
+        data = self._ctx.data
+        assert data is not None
+        wanted = max(min(samples, self._ctx.samples), data.least)
+        batch = next(data.batches(1, wanted))
+        known, most = dict(batch.feeds), 1
+        for place in range(len(self._segments)):
+            most = max(most, sum(values.nbytes for values in known.values()))
+            known = self._behind(place, known, self._session(place))
+        return max(min(wanted, MEMORY * batch.size // most), data.least)
+
+    def walk(self, feeds: Sequence[Mapping[str, Array]], patches: int) -> Iterator[tuple[_Layer, _Sums]]:
+        """Layers in order with what they make of the codes that arrive, once those in front of them are matched."""
+        known = [dict(batch) for batch in feeds]
+        for place, segment in enumerate(self._segments):
+            self._ctx.progress("matching outputs", place, len(self._segments))
+            for node in segment.model.graph.node:
+                layer = self._layers.get(node.name)
+                codes = self._emitted.program.codes.get(layer.source) if layer is not None else None
+                if layer is not None and codes is not None:
+                    yield layer, self._sums(layer, self._arriving(place, codes, known), patches)
+            session = self._session(place)
+            known = [self._behind(place, values, session) for values in known]
+
+    def match(self, layer: _Layer, wanted: _Sums, found: _Sums) -> None:
+        """Change the scale and the bias of a layer so that what is found becomes what is wanted."""
+        weight = layer.unit.weight
+        assert weight is not None
+        decision = self.plan[weight]
+        factor = np.ones(len(wanted.mean))
+        if layer.alone and wanted.count >= ENOUGH:
+            params = decision.params
+            assert params is not None
+            together = params.scale.ndim == 0
+            ratio = np.clip(_ratio(wanted.variance, found.variance, together), 1.0 / FURTHEST, FURTHEST)
+            least = layer.least.max() if together else layer.least
+            scale = np.maximum(params.scale * ratio, least).astype(np.float32)
+            factor = factor * (scale / params.scale)
+            self.plan[weight] = replace(decision, params=replace(params, scale=scale))
+        if layer.takes_bias:
+            shifted = layer.bias + wanted.mean - factor * found.mean
+            self.biases[layer.unit.name] = shifted.astype(np.float32)
+
+    def _sums(self, layer: _Layer, batches: Iterator[Array], patches: int) -> _Sums:
+        decision, params = self.plan[layer.unit.weight or ""], self.plan[layer.source].params
+        assert decision.codes is not None
+        assert decision.params is not None
+        assert params is not None
+        weights, sums = dequantize(decision.codes, decision.params), _Sums()
+        for number, codes in enumerate(batches):
+            sums.add(layer.outputs(weights, dequantize(codes, params), number, patches))
+        return sums
+
+    def _arriving(self, place: int, codes: str, known: Sequence[Mapping[str, Array]]) -> Iterator[Array]:
+        """Codes of a tensor, batch by batch, which an earlier segment wrote or this one does."""
+        if codes in known[0]:
+            return (values[codes] for values in known)
+        session = self._session(place, codes)
+        return (run(session, values, [codes])[codes] for values in known)
+
+    def _session(self, place: int, *outputs: str) -> ort.InferenceSession:
+        """Of a segment, with the scales and biases as they are."""
+        model = self._segments[place].model
+        for tensor in model.graph.initializer:
+            if tensor.name in self._emitted.recipes:
+                array = np.array(self._emitted.array(tensor.name, self.plan), order="C")
+                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        return make_session(
+            model, threads=self._ctx.threads, provider=self._ctx.provider, extra_outputs=outputs
+        )
+
+    def _behind(
+        self, place: int, known: Mapping[str, Array], session: ort.InferenceSession
+    ) -> dict[str, Array]:
+        """What later segments read."""
+        later = {name for segment in self._segments[place + 1 :] for name in segment.inputs}
+        return {name: values for name, values in {**known, **run(session, known)}.items() if name in later}
+
+
+def _layers(program: Program, ctx: Context) -> dict[str, _Layer]:
+    """Layers by the names of their nodes."""
+    nodes, tensors = {n.name: n for n in program.graph.nodes}, program.graph.tensors()
+    units = [u for u in program.units.values() if u.weight is not None and u.inputs]
+    weights = [u.weight for u in units]
+    found = {}
+    for place, unit in enumerate(units):
+        values = float_values(tensors[unit.weight or ""])
+        bias = None if unit.bias is None else float_values(tensors[unit.bias])
+        assert values is not None
+        start = np.zeros(values.shape[unit.channel_axis], np.float32) if bias is None else bias.ravel()
+        least = least_scales(program, [unit]) if ctx.target.bias == "int32" else np.zeros(())
+        alone = weights.count(unit.weight) == 1
+        found[unit.name] = _Layer(unit, nodes[unit.name], values, start, least, alone, place)
+    return found
+
+
+def _ratio(wanted: Vector, found: Vector, together: bool) -> Vector:
+    """What takes spreads of these squares to those wanted, () or (C,); 1 where there is none."""
+    if together:
+        wanted, found = wanted.sum(), found.sum()
+    some = (wanted > 0.0) & (found > 0.0)
+    ratio: Vector = np.sqrt(np.where(some, wanted, 1.0) / np.where(some, found, 1.0))
+    return ratio
