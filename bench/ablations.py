@@ -39,9 +39,9 @@ PLAN = "annotate:weights=int{}:tensor,activations=uint{} calibrate:ranges=mse ch
 SEARCH = "search-norm:{0} search-steps:{0}"
 BIASES = {
     "none": "",
-    "output": "correct-bias",
+    "output": "correct-bias:correction=output",
     "exact": "correct-bias:correction=exact",
-    "spread": "correct-bias:spread=true",
+    "spread": "correct-bias:correction=output,spread=true",
 }
 
 
@@ -64,7 +64,7 @@ def begin(program: Program, ctx: Context, start: str, seed: int) -> None:
 
 def deployed(program: Program, ctx: Context, task: Task, out: Path) -> dict[str, float | None]:
     """Figures of a program's plan."""
-    Pipeline.parse("correct-bias emit-qdq").run(program, ctx)
+    Pipeline.parse("correct-bias:correction=output emit-qdq").run(program, ctx)
     write_model(program.to_model(), out)
     return {**quality(task, out), "jpeg": agreement(task, out)}
 
@@ -95,7 +95,7 @@ def by_samples(task: Task, out: Path) -> Iterator[tuple[str, dict]]:
             search = behind + SEARCH.format(f"samples={size},rounding={rounding}")
             yield (
                 f"4/4 {size} {rounding}",
-                row(task, f"{graph} {plan} {search} correct-bias emit-qdq", size, out),
+                row(task, f"{graph} {plan} {search} correct-bias:correction=output emit-qdq", size, out),
             )
 
 

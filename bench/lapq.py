@@ -88,7 +88,7 @@ def pipeline(widths: str, method: Method, correct: bool, small: bool = False) ->
     ranges = f"ranges={method.ranges}"
     codes = f"quantize-weights:method={method.ranges}{method.weights}"
     steps = f"{GRAPH.format(scheme)} annotate:{schemes} calibrate:{ranges} choose-ranges:{ranges} {codes}"
-    return " ".join((steps, method.behind, "correct-bias" if correct else "", "emit-qdq"))
+    return " ".join((steps, method.behind, "correct-bias:correction=output" if correct else "", "emit-qdq"))
 
 
 @cache

@@ -107,7 +107,7 @@ def evaluation(task: Task, samples: int) -> dict[str, float]:
 
 def deployed(program: Program, ctx: Context, task: Task) -> dict[str, float | None]:
     """Quality of a program's plan."""
-    Pipeline.parse("correct-bias emit-qdq").run(program, ctx)
+    Pipeline.parse("correct-bias:correction=output emit-qdq").run(program, ctx)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "model.onnx")
         write_model(program.to_model(), path)

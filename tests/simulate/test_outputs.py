@@ -1,0 +1,192 @@
+"""Outputs of quantized layers get the means and spreads that they have in float, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import onnxq
+import onnxq.simulate.outputs as outputs
+from onnxq.affine import dequantize
+from onnxq.data import input_specs, open_data
+from onnxq.errors import DataError, UsageError
+from onnxq.model.session import make_session
+from onnxq.pipeline import Context, Pipeline
+from onnxq.program import Program
+
+Array = NDArray[Any]
+ParseProgram = Callable[..., Program]
+
+RNG = np.random.default_rng(5)
+IMAGES = RNG.gamma(1.0, size=(256, 6, 8, 8)).astype(np.float32)
+WEIGHTS: dict[str, Array] = {
+    "v": RNG.normal(size=(12, 6, 3, 3)).astype(np.float32),
+    "w": RNG.normal(size=(8, 12, 1, 1)).astype(np.float32),
+    "b": RNG.normal(size=8).astype(np.float32),
+}
+TEXT = """g (float[N,6,8,8] x) => (float[a,b,c,d] y) {
+    h = Conv<pads=[1,1,1,1]>(x, v) r = Relu(h) y = Conv(r, w, b)
+}"""
+PLAN = "calibrate:ranges=mse choose-ranges quantize-weights"
+
+
+def context(program: Program, x: Array = IMAGES, **more: Any) -> Context:
+    return Context(open_data({"x": x}, input_specs(program.source)), threads=1, **more)
+
+
+def planned(parse: ParseProgram, options: str, weights: Mapping[str, Array] = WEIGHTS) -> Program:
+    program = parse(TEXT, dict(weights), 25)  # has codes of 2 bits
+    Pipeline.parse(f"annotate:small=0,first_last=same,{options} {PLAN}").run(program, context(program))
+    return program
+
+
+def deployed(program: Program) -> Array:
+    """What the second layer makes of the codes that arrive, before its own are rounded, (places, C)."""
+    Pipeline.parse("emit-qdq").run(program, context(program))
+    codes, model = program.codes["r"], program.to_model()
+    (found,) = make_session(model, threads=1, extra_outputs=[codes]).run([codes], {"x": IMAGES})
+    inputs = np.moveaxis(dequantize(found, program.params("r")), 1, -1).reshape(-1, 12)
+    decision = program.plan["w"]
+    assert decision.codes is not None
+    assert decision.params is not None
+    bias = next(iter(b for name, b in program.biases.items() if len(b) == 8))
+    rows: Array = inputs @ dequantize(decision.codes, decision.params).reshape(8, 12).T + bias
+    return rows
+
+
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_means_and_spreads_are_those_of_float(
+    parse_program: ParseProgram, bits: int, granularity: str
+) -> None:
+    (y,) = make_session(parse_program(TEXT, WEIGHTS, 21).to_model(), threads=1).run(None, {"x": IMAGES})
+    mean, spread = y.mean(axis=(0, 2, 3)), y.std(axis=(0, 2, 3))
+    means, spreads = {}, {}
+    for correction in ("output", "deployed"):
+        program = planned(parse_program, f"weights=int{bits}:{granularity},activations=uint{bits}")
+        Pipeline.parse(f"correct-bias:correction={correction}").run(program, context(program))
+        found = deployed(program)
+        means[correction] = np.abs(found.mean(axis=0) - mean) / spread
+        spreads[correction] = np.abs(found.std(axis=0) / spread - 1.0)
+    # 2,048 random places of errors as large as the signal tell a mean to 2 % of the spread
+    assert means["deployed"].max() < 0.06
+    assert means["deployed"].mean() < means["output"].mean()
+    if granularity == "tensor":  # one factor for all channels
+        assert found.var(axis=0).sum() == pytest.approx((spread**2).sum(), rel=0.06)
+        return
+    assert spreads["deployed"].max() < 0.06
+    assert spreads["deployed"].mean() < spreads["output"].mean()
+
+
+def test_later_layers_see_what_earlier_ones_became(parse_program: ParseProgram) -> None:
+    """With the first layer's error put right, the second one's input has its mean, and its own factor is the better for it."""
+    program = planned(parse_program, "weights=int2:channel,activations=uint8")
+    matched = outputs.match_outputs(program, context(program))
+    before = {name: program.params(name).scale for name in ("v", "w")}
+    assert matched.biases.keys() == set(program.units)
+    for name, decision in matched.plan.items():
+        assert decision.params is not None
+        factor = decision.params.scale / before[name]
+        assert factor.shape == before[name].shape
+        assert (factor >= 0.5).all()
+        assert (factor <= 2.0).all()
+        assert decision.codes is program.plan[name].codes
+    assert program.params("v").scale is before["v"]  # the program is not changed
+
+
+def test_scales_of_shared_weights_stay(parse_program: ParseProgram) -> None:
+    text = """g (float[N,6,8,8] x) => (float[a,b,c,d] y, float[e,f,g,h] z) {
+        y = Conv<pads=[1,1,1,1]>(x, v) z = Conv<pads=[1,1,1,1],strides=[2,2]>(x, v)
+    }"""
+    program = parse_program(text, {"v": WEIGHTS["v"]}, 21)
+    Pipeline.parse(f"annotate:small=0,first_last=same,weights=int3:channel {PLAN}").run(
+        program, context(program)
+    )
+    matched = outputs.match_outputs(program, context(program))
+    assert not matched.plan
+    assert len(matched.biases) == 2
+
+
+def test_products_without_a_bias_get_a_scale_alone(parse_program: ParseProgram) -> None:
+    weights = RNG.normal(size=(48, 16)).astype(np.float32)
+    x = RNG.gamma(1.0, size=(256, 48)).astype(np.float32)
+    program = parse_program("g (float[N,48] x) => (float[a,b] y) { y = MatMul(x, w) }", {"w": weights}, 21)
+    Pipeline.parse(f"annotate:small=0,first_last=same,weights=int3:channel {PLAN}").run(
+        program, context(program, x)
+    )
+    matched = outputs.match_outputs(program, context(program, x))
+    assert matched.plan.keys() == {"w"}
+    assert not matched.biases
+
+
+def test_as_many_samples_as_fit(parse_program: ParseProgram, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = planned(parse_program, "weights=int3:channel,activations=uint4")
+    seen: list[int] = []
+
+    def listen(label: str, done: int, total: int | None) -> None:
+        if label == "float outputs" and total is not None:
+            seen.append(total)
+
+    ctx = context(program, progress=listen)
+    one = 4 * 6 * 8 * 8  # bytes of a sample: the input takes more than the codes between the layers
+    for memory, wanted in ((1 << 20, 128), (20 * one, 20), (1, 1)):
+        monkeypatch.setattr(outputs, "MEMORY", memory)
+        outputs.match_outputs(program, ctx)
+        assert wanted * 0.4 <= seen[-1] <= wanted
+
+
+def test_biases_fit_into_their_codes(parse_program: ParseProgram) -> None:
+    """A channel whose spread would shrink the scale below what its bias needs keeps that scale."""
+    weights = dict(WEIGHTS) | {"b": np.full(8, 3e7, np.float32)}
+    program = planned(parse_program, "weights=int2:channel,activations=uint8", weights)
+    Pipeline.parse("correct-bias:correction=deployed emit-qdq").run(program, context(program))
+    (y,) = make_session(program.to_model(), threads=1).run(None, {"x": IMAGES[:4]})
+    assert np.isfinite(y).all()
+    np.testing.assert_allclose(y.mean(), 3e7, rtol=0.01)
+
+
+def test_the_digits_keep_more(models_dir: Path) -> None:
+    """A network of few bits: SQNR of its output by what is corrected."""
+    found = {}
+    for correction in ("none", "output", "deployed", None):
+        done = onnxq.compile_model(
+            models_dir / "digits_cnn.onnx",
+            models_dir / "digits_calib.npz",
+            bits="w3a3",
+            bias_correction=correction,
+            threads=1,
+            speed=False,
+        )
+        assert done.report.difference is not None
+        assert done.report.difference.main is not None
+        assert done.report.difference.main.sqnr_db is not None
+        found[correction] = done.report.difference.main.sqnr_db
+    assert max(found["none"], found["output"]) < found["deployed"] - 1.0
+    assert found[None] == found["deployed"]
+
+
+def test_auto_leaves_8_bits_to_the_means_of_weights(parse_program: ParseProgram) -> None:
+    biases = []
+    for correction in ("auto", "output"):
+        program = planned(parse_program, "weights=int8:channel,activations=uint8")
+        before = program.params("w")
+        Pipeline.parse(f"correct-bias:correction={correction}").run(program, context(program))
+        assert program.params("w") is before
+        biases.append(program.biases)
+    for name, bias in biases[0].items():
+        np.testing.assert_array_equal(bias, biases[1][name])
+
+
+def test_refusals(parse_program: ParseProgram) -> None:
+    program = planned(parse_program, "weights=int4:channel,activations=uint4")
+    with pytest.raises(DataError, match="give some with --calib"):
+        Pipeline.parse("correct-bias:correction=deployed").run(program, Context())
+    program = planned(parse_program, "weights=int4:channel,activations=uint4,sides=weights")
+    with pytest.raises(UsageError, match="weights alone are quantized"):
+        Pipeline.parse("correct-bias:correction=deployed").run(program, context(program))
+    Pipeline.parse("correct-bias").run(program, context(program))  # auto
