@@ -22,13 +22,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.bias import BiasCorrection, corrected_bias, float_bias, set_bias, uncorrectable
-from onnxq.errors import DataError, UsageError
 from onnxq.graph import Names, float_values
 from onnxq.mean_point import with_means, with_spread
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, Unit
 from onnxq.saturation import kernel_kind
-from onnxq.simulate import Matched, match_outputs
+from onnxq.simulate import Matched, is_matched, match_outputs
 from onnxq.weights import code_limit
 
 BYTE = 8
@@ -85,23 +84,9 @@ class CorrectBias(Pass):
 
     def _matched(self, program: Program, ctx: Context) -> Matched:
         """Scales and biases that match outputs in the deployed network; none where that is not asked for."""
-        if self.correction == "deployed":
-            self._check(program, ctx)
-        narrow = any(decision.scheme.bits < BYTE for decision in program.plan.values())
-        wanted = self.correction == "auto" and narrow and program.sides == "both" and ctx.data is not None
-        if self.correction != "deployed" and not wanted:
+        if not is_matched(program, ctx, self.correction):
             return Matched({}, {})
         return match_outputs(program, ctx, self.samples, self.patches)
-
-    def _check(self, program: Program, ctx: Context) -> None:
-        if ctx.data is None:
-            raise DataError(
-                "correction=deployed runs the network on calibration samples; give some with --calib"
-            )
-        if program.sides != "both":
-            raise UsageError(
-                f"correction=deployed runs integer layers, and {program.sides} alone are quantized; take output"
-            )
 
     def _change_weights(
         self, program: Program, ctx: Context, tensors: dict[str, gs.Tensor], nodes: dict[str, gs.Node]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -20,7 +20,8 @@ from onnxq.cluster import spread
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
 from onnxq.search.quadratic import search_p
-from onnxq.simulate import Evaluator, Rounding
+from onnxq.simulate import Evaluator, Rounding, is_matched, match_outputs
+from onnxq.simulate.emitted import Plan, emit
 from onnxq.simulate.norms import choose_layerwise
 
 RIVALS = ("minmax", "percentile", "entropy", "aciq")
@@ -33,7 +34,9 @@ class SearchNorm(Pass):
     Attributes:
         loss: auto, cross-entropy, kl, mse, cosine or FILE.py:FUNCTION.
         samples: calibration samples to evaluate the loss on, those held back included.
-        correction: of biases, as correct-bias makes it afterwards; `exact` is searched as `output`.
+        correction: of biases, as correct-bias makes it afterwards; `exact` is searched as `output`. Where outputs are matched,
+            the method found, for all tensors and for activations alone, and what was there before are matched, and the best
+            stays.
         rounding: of coarse weights: with error `feedback`, as round-weights does, or to the `nearest` code.
         least: smallest p to try at first.
         most: largest p to try at first.
@@ -44,7 +47,7 @@ class SearchNorm(Pass):
     name: ClassVar[str] = "search-norm"
     loss: str = "auto"
     samples: int = 512
-    correction: BiasCorrection = "output"
+    correction: BiasCorrection = "auto"
     rounding: Rounding = "feedback"
     least: float = 1.0
     most: float = 4.0
@@ -78,12 +81,20 @@ class SearchNorm(Pass):
             best = min(found, key=found.__getitem__)
             stopped = norm.interrupted or len(rivals) < len(RIVALS)
             alone = {} if stopped else _until_interrupted((best,), lambda method: at(method, weights=False))
-        program.plan.update(start)
-        loss = min(found[best], *alone.values(), base)
-        is_better = loss < base
-        keeps_weights = loss in alone.values()
-        if is_better:
-            choose_layerwise(program, evaluator.weights, best, weights=not keeps_weights)
+        ends = {"before": base, "all": found[best]}
+        if best in alone:
+            ends["activations"] = alone[best]
+        plans = {}
+        for which in ends:
+            program.plan.update(start)
+            if which != "before":
+                choose_layerwise(program, evaluator.weights, best, weights=which == "all")
+            plans[which] = dict(program.plan)
+        if is_matched(program, ctx, self.correction):
+            ends = {which: _matched_loss(program, ctx, evaluator, plan) for which, plan in plans.items()}
+        chosen = min(ends, key=ends.__getitem__)
+        program.plan.update(plans[chosen])
+        is_better = chosen != "before"
         facts = {
             "loss": evaluator.loss.name,
             "p_values": [p for p, _ in norm.samples],
@@ -92,11 +103,20 @@ class SearchNorm(Pass):
             "range_losses": rivals,
             "ranges": best if is_better else None,
             "loss_float": evaluator.float_loss(),
-            "loss_before": base,
-            "keeps_weights": keeps_weights or not is_better,
-            "loss_after": loss,
+            "loss_before": ends["before"],
+            "keeps_weights": chosen != "all",
+            "loss_after": ends[chosen],
         }
         return PassResult(len(start) if is_better else 0, facts={"lapq": facts})
+
+
+def _matched_loss(program: Program, ctx: Context, evaluator: Evaluator, plan: Plan) -> float:
+    """The loss of a plan whose outputs are matched."""
+    view = replace(program, plan=dict(plan))
+    matched = match_outputs(view, ctx)
+    view.plan.update(matched.plan)
+    model = emit(view, ctx.target, correct=True, biases=matched.biases).model
+    return evaluator.deployed_loss(model)
 
 
 def _until_interrupted(methods: Sequence[str], loss: Callable[[str], float]) -> dict[str, float]:

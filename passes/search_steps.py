@@ -21,7 +21,7 @@ from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
 from onnxq.search import Budget, Checkpoint, Progress, Result, Rules, estimate, minimize
 from onnxq.search.objective import Objective, Part
-from onnxq.simulate import Evaluator, Rounding
+from onnxq.simulate import Evaluator, Matched, Rounding, is_matched, match_outputs
 
 Vector = NDArray[np.float64]
 
@@ -35,7 +35,8 @@ class SearchSteps(Pass):
     Attributes:
         loss: auto, cross-entropy, kl, mse, cosine or FILE.py:FUNCTION.
         samples: calibration samples to evaluate the loss on, those held back included.
-        correction: of biases, as correct-bias makes it afterwards; `exact` is searched as `output`.
+        correction: of biases, as correct-bias makes it afterwards; `exact` is searched as `output`. Outputs that are matched are
+            matched before the search too, and its biases are those, less what other weights shift.
         rounding: of coarse weights: with error `feedback`, as round-weights does, or to the `nearest` code.
         budget: most evaluations, such as 200, or time, such as 90s or 2m; none for as long as it pays.
         sweeps: most sweeps over all steps.
@@ -49,7 +50,7 @@ class SearchSteps(Pass):
     name: ClassVar[str] = "search-steps"
     loss: str = "auto"
     samples: int = 512
-    correction: BiasCorrection = "output"
+    correction: BiasCorrection = "auto"
     rounding: Rounding = "feedback"
     budget: str | None = None
     sweeps: int = 3
@@ -59,8 +60,19 @@ class SearchSteps(Pass):
     cluster: str | None = None
 
     def run(self, program: Program, ctx: Context) -> PassResult:
+        matched = Matched({}, {})
+        if is_matched(program, ctx, self.correction):
+            matched = match_outputs(program, ctx)
+        program.plan.update(matched.plan)
+        correct = self.correction != "none"
         evaluator = Evaluator(
-            program, ctx, self.loss, self.samples, rounding=self.rounding, correct=self.correction != "none"
+            program,
+            ctx,
+            self.loss,
+            self.samples,
+            rounding=self.rounding,
+            correct=correct,
+            biases=matched.biases,
         )
         chosen = list(range(len(evaluator.variables))) if self.variables == "all" else evaluator.coarse()
         with spread(evaluator, self.cluster) as losses:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from onnxq.affine import dequantize
 from onnxq.bias import corrected_bias, float_bias, set_bias, uncorrectable
 from onnxq.borders import Correction, Recipe, uncorrected
 from onnxq.emission import write_qdq
@@ -50,7 +51,14 @@ class Emitted:
         return self.recipes[name].make(replace(self.program, plan=dict(plan)))
 
 
-def emit(program: Program, target: Target, *, correct: bool, biases: Biases = NO_BIASES) -> Emitted:
+def emit(
+    program: Program,
+    target: Target,
+    *,
+    correct: bool,
+    biases: Biases = NO_BIASES,
+    starts: Biases = NO_BIASES,
+) -> Emitted:
     """The emitted graph of a program whose plan is complete; the program is not changed.
 
     Args:
@@ -58,9 +66,10 @@ def emit(program: Program, target: Target, *, correct: bool, biases: Biases = NO
         target: runtime whose form is taken; it is onnxruntime that runs it here.
         correct: whether the shift that quantized weights cause is taken out of the biases, as the pass correct-bias does.
         biases: to take instead, (C,) by the name of a unit; looked up whenever a bias is made.
+        starts: biases that belong to the weights of this plan; of another plan, what its weights shift beyond them is taken out.
     """
     copy = _copy(program)
-    correction = _correction(copy, biases) if correct else uncorrected
+    correction = _correction(copy, biases, starts) if correct else uncorrected
     borders = write_qdq(
         copy, replace(target, bias="int32", qdq_only=False), open_plan=True, correction=correction
     )
@@ -83,7 +92,7 @@ def _copy(program: Program) -> Program:
     )
 
 
-def _correction(program: Program, biases: Biases) -> Correction:
+def _correction(program: Program, biases: Biases, starts: Biases) -> Correction:
     """What correct-bias does, for any plan; units that it gives a bias get one of zeros."""
     names, tensors = Names(program.graph), program.graph.tensors()
     nodes = {n.name: n for n in program.graph.nodes}
@@ -94,7 +103,7 @@ def _correction(program: Program, biases: Biases) -> Correction:
             continue
         values = float_values(tensors[unit.weight])
         assert values is not None
-        weights[unit.name] = values
+        weights[unit.name] = _values(program, unit.weight) if unit.name in starts else values
         if float_bias(unit, tensors) is None:
             zeros = np.zeros(values.shape[unit.channel_axis], np.float32)
             set_bias(program, names, nodes, unit, zeros)
@@ -104,6 +113,15 @@ def _correction(program: Program, biases: Biases) -> Correction:
             return biases[unit.name]
         if unit.name not in weights:
             return bias
-        return corrected_bias(view, unit, bias, weights[unit.name], groups[unit.name])
+        start = starts.get(unit.name, bias)
+        return corrected_bias(view, unit, start, weights[unit.name], groups[unit.name])
 
     return correct
+
+
+def _values(program: Program, weight: str) -> NDArray[np.float32]:
+    """What the codes of a weight stand for."""
+    decision = program.plan[weight]
+    assert decision.codes is not None
+    assert decision.params is not None
+    return dequantize(decision.codes, decision.params)

@@ -8,7 +8,7 @@ codes: they are equal to the bit, and so are the losses evaluated and deployed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ from onnxq.model.session import make_session
 from onnxq.pipeline import Context
 from onnxq.program import Program
 from onnxq.rounded import WeightRounder, weight_rounders
-from onnxq.simulate.emitted import Plan, emit
+from onnxq.simulate.emitted import NO_BIASES, Biases, Plan, emit
 from onnxq.simulate.engine import Engine
 from onnxq.simulate.losses import Loss, find_loss
 from onnxq.simulate.variables import Steps, Variable, Weights
@@ -80,12 +80,14 @@ class Known:
         batches: how many there are in all.
         loss: resolved, from all samples.
         rounders: what makes codes of weights.
+        biases: that belong to the plan at the start, by unit; none where they follow from the float weights.
     """
 
     samples: Mapping[int, Sample]
     batches: int
     loss: Loss
     rounders: Mapping[str, WeightRounder]
+    biases: Biases = field(default_factory=dict)
 
 
 class Evaluator:
@@ -102,9 +104,12 @@ class Evaluator:
         correct: whether the shift that quantized weights cause is taken out of the biases, as the pass correct-bias does.
         rounding: of coarse weights whose steps change: with error `feedback`, as the pass round-weights does, or to the
             `nearest` code.
+        biases: that belong to the plan at the start, by unit, as `match_outputs` finds them; others follow from the float
+            weights.
         memory: bytes to keep at the cuts.
         segments: to cut the network into, at most.
-        known: what another evaluator found out; then `ctx` needs no data, and `loss`, `samples` and `rounding` are those it had.
+        known: what another evaluator found out; then `ctx` needs no data, and `loss`, `samples`, `rounding` and
+            `biases` are those it had.
 
     Raises:
         DataError: there are no samples, or the loss does not fit them.
@@ -121,6 +126,7 @@ class Evaluator:
         *,
         correct: bool = True,
         rounding: Rounding = "feedback",
+        biases: Biases = NO_BIASES,
         memory: int = MEMORY,
         segments: int = SEGMENTS,
         known: Known | None = None,
@@ -129,14 +135,14 @@ class Evaluator:
             raise DataError("there is no calibration data to evaluate a loss on; give some with --calib")
         self.program, self.ctx, self.correct = program, ctx, correct
         self.evaluations = 0
-        self.known = known or self._find_out(loss, samples, rounding)
+        self.known = known or self._find_out(loss, samples, rounding, biases)
         self._samples, self.loss = self.known.samples, self.known.loss
         self._steps = Steps(program, ctx.target, self.known.rounders)
         self._engine = self._engine_of(segments, memory)
 
     def _engine_of(self, segments: int, memory: int) -> Engine:
         layers = [u.name for u in self.program.units.values() if u.weight is not None and not u.is_table]
-        emitted = emit(self.program, self.ctx.target, correct=self.correct)
+        emitted = emit(self.program, self.ctx.target, correct=self.correct, starts=self.known.biases)
         engine = Engine(emitted, layers, self._session, segments=segments)
         sizes = [s.batch.size for s in self._samples.values()]
         first = next(iter(self._samples.values()))
@@ -229,10 +235,10 @@ class Evaluator:
 
     # ---- samples
 
-    def _find_out(self, loss: str, samples: int, rounding: Rounding) -> Known:
+    def _find_out(self, loss: str, samples: int, rounding: Rounding, biases: Biases) -> Known:
         rounders = weight_rounders(self.program, self.ctx) if rounding == "feedback" else {}
         read = self._read(samples)
-        return Known(dict(enumerate(read)), len(read), _find_loss(loss, read), rounders)
+        return Known(dict(enumerate(read)), len(read), _find_loss(loss, read), rounders, dict(biases))
 
     def _read(self, samples: int) -> list[Sample]:
         assert self.ctx.data is not None

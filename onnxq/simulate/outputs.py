@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from onnxq.affine import dequantize
-from onnxq.bias import least_scales
+from onnxq.bias import BiasCorrection, least_scales
 from onnxq.calibration.collect import activations
+from onnxq.errors import DataError, UsageError
 from onnxq.graph import float_values
 from onnxq.measure.compare import run
 from onnxq.model.session import make_session
@@ -44,6 +45,7 @@ Array = NDArray[Any]
 Vector = NDArray[np.float64]
 Biases = dict[str, NDArray[np.float32]]
 
+BYTE = 8
 MEMORY = 128 << 20  # bytes of what lies between two segments
 FURTHEST = 2.0  # that a spread is changed by
 ENOUGH = 32  # places that tell a spread
@@ -88,6 +90,29 @@ def match_outputs(program: Program, ctx: Context, samples: int = 128, patches: i
     for layer, found in deployed.walk(feeds, patches):
         deployed.match(layer, float_sums[layer.unit.name], found)
     return Matched({n: d for n, d in deployed.plan.items() if d is not program.plan[n]}, deployed.biases)
+
+
+def is_matched(program: Program, ctx: Context, correction: BiasCorrection) -> bool:
+    """Whether a bias correction matches outputs: `deployed` does, and `auto` where something has fewer than 8 bits.
+
+    Raises:
+        DataError: `deployed` without samples.
+        UsageError: `deployed` where one side alone is quantized.
+    """
+    if correction == "deployed":
+        _check(program, ctx)
+    narrow = any(decision.scheme.bits < BYTE for decision in program.plan.values())
+    can = program.sides == "both" and ctx.data is not None
+    return correction == "deployed" or (correction == "auto" and narrow and can)
+
+
+def _check(program: Program, ctx: Context) -> None:
+    if ctx.data is None:
+        raise DataError("correction=deployed runs the network on calibration samples; give some with --calib")
+    if program.sides != "both":
+        raise UsageError(
+            f"correction=deployed runs integer layers, and {program.sides} alone are quantized; take output"
+        )
 
 
 @dataclass(frozen=True, eq=False)

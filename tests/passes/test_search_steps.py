@@ -43,7 +43,9 @@ def scales(program: Program) -> dict[str, list[float]]:
 
 def test_the_loss_falls_and_the_plan_has_it(planned: Callable[..., tuple[Program, Context]]) -> None:
     program, ctx = planned()
-    facts = SearchSteps(loss="kl", samples=64, budget="40").run(program, ctx).facts["lapq"]
+    facts = (
+        SearchSteps(correction="output", loss="kl", samples=64, budget="40").run(program, ctx).facts["lapq"]
+    )
     evaluator = Evaluator(program, ctx, "kl", 64)
     start = np.zeros(len(evaluator.variables))
     assert facts["loss_end"] < facts["loss_start"]
@@ -51,43 +53,51 @@ def test_the_loss_falls_and_the_plan_has_it(planned: Callable[..., tuple[Program
     assert evaluator.evaluate(start) == pytest.approx(facts["loss_end"], rel=1e-9)
     assert evaluator.validate(start) == pytest.approx(facts["held_end"], rel=1e-9)
     again, other = planned()
-    SearchSteps(loss="kl", samples=64, budget="40").run(again, other)
+    SearchSteps(correction="output", loss="kl", samples=64, budget="40").run(again, other)
     assert scales(again) == scales(program)
 
 
 def test_only_narrow_tensors_are_searched(planned: Callable[..., tuple[Program, Context]]) -> None:
     program, ctx = planned()
     low = {d.group if not d.is_weight else t for t, d in program.plan.items() if d.scheme.bits < 8}
-    facts = SearchSteps(loss="kl", samples=64, budget="3").run(program, ctx).facts["lapq"]
+    facts = (
+        SearchSteps(correction="output", loss="kl", samples=64, budget="3").run(program, ctx).facts["lapq"]
+    )
     assert set(facts["factors"]) == low
-    every = SearchSteps(loss="kl", samples=64, budget="3", variables="all").run(program, ctx).facts["lapq"]
+    every = (
+        SearchSteps(correction="output", loss="kl", samples=64, budget="3", variables="all")
+        .run(program, ctx)
+        .facts["lapq"]
+    )
     assert set(every["factors"]) > low
     wide, ctx = planned("weights=int8:channel")
-    facts = SearchSteps(loss="kl", samples=64, budget="3").run(wide, ctx).facts["lapq"]
+    facts = SearchSteps(correction="output", loss="kl", samples=64, budget="3").run(wide, ctx).facts["lapq"]
     assert facts["variables"] == len({d.group if not d.is_weight else t for t, d in wide.plan.items()})
 
 
 def test_the_budget_is_kept(planned: Callable[..., tuple[Program, Context]]) -> None:
     program, ctx = planned()
-    facts = SearchSteps(loss="kl", samples=64, budget="12").run(program, ctx).facts["lapq"]
+    facts = (
+        SearchSteps(correction="output", loss="kl", samples=64, budget="12").run(program, ctx).facts["lapq"]
+    )
     assert facts["evaluations"] <= 12
     assert facts["stopped"] == "evaluations"
     with pytest.raises(UsageError, match="search budget 'soon' is not understood"):
-        SearchSteps(budget="soon").run(program, ctx)
+        SearchSteps(correction="output", budget="soon").run(program, ctx)
 
 
 def test_a_checkpoint_goes_on(planned: Callable[..., tuple[Program, Context]], tmp_path: Path) -> None:
     file = str(tmp_path / "search.json")
     whole, ctx = planned()
-    SearchSteps(loss="kl", samples=64, budget="40").run(whole, ctx)
+    SearchSteps(correction="output", loss="kl", samples=64, budget="40").run(whole, ctx)
     first, ctx = planned()
-    SearchSteps(loss="kl", samples=64, budget="15", checkpoint=file).run(first, ctx)
+    SearchSteps(correction="output", loss="kl", samples=64, budget="15", checkpoint=file).run(first, ctx)
     second, ctx = planned()
-    SearchSteps(loss="kl", samples=64, budget="40", checkpoint=file).run(second, ctx)
+    SearchSteps(correction="output", loss="kl", samples=64, budget="40", checkpoint=file).run(second, ctx)
     assert scales(second) == scales(whole)
     other, ctx = planned("weights=int4:channel,activations=uint4")
     with pytest.raises(DataError, match="checkpoint"):
-        SearchSteps(loss="kl", samples=64, checkpoint=file).run(other, ctx)
+        SearchSteps(correction="output", loss="kl", samples=64, checkpoint=file).run(other, ctx)
 
 
 def test_the_deployed_loss_is_in_the_report(models_dir: Path) -> None:
@@ -115,7 +125,7 @@ def test_weights_of_several_points_are_searched_too(planned: Callable[..., tuple
     program, ctx = planned()
     Pipeline.parse("multipoint:share=0.3").run(program, ctx)
     before = {t: d for t, d in program.plan.items() if d.points is not None}
-    facts = SearchSteps(loss="kl", samples=64).run(program, ctx).facts["lapq"]
+    facts = SearchSteps(correction="output", loss="kl", samples=64).run(program, ctx).facts["lapq"]
     assert set(before) <= set(facts["factors"])
     moved = [t for t in before if program.params(t).scale.max() != before[t].params.scale.max()]  # type: ignore[union-attr]
     assert moved
