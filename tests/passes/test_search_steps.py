@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from onnxq.passes.search_steps import SearchSteps
 from onnxq.pipeline import Context, Pipeline
 from onnxq.program import Program
 from onnxq.saturation import excess
-from onnxq.simulate import Evaluator
+from onnxq.simulate import Evaluator, match_outputs
+from onnxq.simulate.emitted import emit
 from onnxq.simulate.variables import Weights
 
 PLAN = "fold-constants flatten-matmul annotate:{} calibrate:ranges=mse choose-ranges quantize-weights"
@@ -98,6 +100,22 @@ def test_a_checkpoint_goes_on(planned: Callable[..., tuple[Program, Context]], t
     other, ctx = planned("weights=int4:channel,activations=uint4")
     with pytest.raises(DataError, match="checkpoint"):
         SearchSteps(correction="output", loss="kl", samples=64, checkpoint=file).run(other, ctx)
+
+
+def test_the_search_starts_where_outputs_are_matched(planned: Callable[..., tuple[Program, Context]]) -> None:
+    """Its first loss is that of the graph whose outputs are matched, and its plan has those scales where no step moved."""
+    program, ctx = planned()
+    evaluator, matched = Evaluator(program, ctx, "kl", 64), match_outputs(program, ctx)
+    assert matched.plan
+    view = replace(program, plan=program.plan | matched.plan)
+    wanted = evaluator.deployed_loss(emit(view, ctx.target, correct=True, biases=matched.biases).model)
+    facts = SearchSteps(loss="kl", samples=64, budget="3", variables="all").run(program, ctx).facts["lapq"]
+    assert facts["loss_start"] == pytest.approx(wanted, rel=1e-6)  # float32 sums in the float tail
+    assert facts["loss_start"] < 0.8 * evaluator.evaluate(np.zeros(len(evaluator.variables)))
+    for name, decision in matched.plan.items():
+        if facts["factors"].get(name, 1.0) == 1.0:
+            found = program.params(name).scale
+            np.testing.assert_array_equal(found, decision.params.scale if decision.params else None)
 
 
 def test_the_deployed_loss_is_in_the_report(models_dir: Path) -> None:
