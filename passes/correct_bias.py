@@ -27,7 +27,7 @@ from onnxq.mean_point import with_means, with_spread
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, Unit
 from onnxq.saturation import kernel_kind
-from onnxq.simulate import Matched, is_matched, match_outputs
+from onnxq.simulate import matched
 from onnxq.weights import code_limit
 
 BYTE = 8
@@ -60,8 +60,8 @@ class CorrectBias(Pass):
         facts = self._change_weights(program, ctx, tensors, nodes)
         if self.correction == "none":
             return PassResult(0, facts=facts)
-        matched = self._matched(program, ctx)
-        program.plan.update(matched.plan)
+        outputs = matched(program, ctx, self.correction, self.samples, self.patches)
+        program.plan.update(outputs.plan)
         names = Names(program.graph)
         corrected, skipped = 0, {}
         for unit in list(program.units.values()):
@@ -76,17 +76,11 @@ class CorrectBias(Pass):
             if bias is None:
                 bias = np.zeros(weights.shape[unit.channel_axis], np.float32)
             group = nodes[unit.name].attrs.get("group", 1)
-            found = matched.biases.get(unit.name)
+            found = outputs.biases.get(unit.name)
             found = corrected_bias(program, unit, bias, weights, group) if found is None else found
             set_bias(program, names, nodes, unit, found)
             corrected += 1
         return PassResult(corrected, skipped, facts)
-
-    def _matched(self, program: Program, ctx: Context) -> Matched:
-        """Scales and biases that match outputs in the deployed network; none where that is not asked for."""
-        if not is_matched(program, ctx, self.correction):
-            return Matched({}, {})
-        return match_outputs(program, ctx, self.samples, self.patches)
 
     def _change_weights(
         self, program: Program, ctx: Context, tensors: dict[str, gs.Tensor], nodes: dict[str, gs.Node]

@@ -21,7 +21,7 @@ from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
 from onnxq.search import Budget, Checkpoint, Progress, Result, Rules, estimate, minimize
 from onnxq.search.objective import Objective, Part
-from onnxq.simulate import Evaluator, Matched, Rounding, is_matched, match_outputs
+from onnxq.simulate import Evaluator, Rounding, matched
 
 Vector = NDArray[np.float64]
 
@@ -60,10 +60,8 @@ class SearchSteps(Pass):
     cluster: str | None = None
 
     def run(self, program: Program, ctx: Context) -> PassResult:
-        matched = Matched({}, {})
-        if is_matched(program, ctx, self.correction):
-            matched = match_outputs(program, ctx)
-        program.plan.update(matched.plan)
+        outputs = matched(program, ctx, self.correction)
+        program.plan.update(outputs.plan)
         correct = self.correction != "none"
         evaluator = Evaluator(
             program,
@@ -72,7 +70,7 @@ class SearchSteps(Pass):
             self.samples,
             rounding=self.rounding,
             correct=correct,
-            biases=matched.biases,
+            biases=outputs.biases,
         )
         chosen = list(range(len(evaluator.variables))) if self.variables == "all" else evaluator.coarse()
         with spread(evaluator, self.cluster) as losses:

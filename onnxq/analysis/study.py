@@ -27,7 +27,7 @@ from onnxq.search.landscape import (
     sensitivities,
 )
 from onnxq.search.objective import Vector
-from onnxq.simulate import Evaluator
+from onnxq.simulate import Evaluator, matched
 from onnxq.simulate.norms import choose_layerwise
 
 BEHIND = (
@@ -154,7 +154,10 @@ class _Study:
 
     def __init__(self, program: Program, ctx: Context, loss: str, samples: int) -> None:
         self.program, self.ctx, self.samples = program, ctx, samples
-        self.evaluator = Evaluator(program, ctx, loss, samples)
+        outputs = matched(program, ctx, "auto")
+        program.plan.update(outputs.plan)
+        self.biases = outputs.biases
+        self.evaluator = Evaluator(program, ctx, loss, samples, biases=self.biases)
         self.chosen = self.evaluator.coarse()
         self.names = [self.evaluator.variables[i].name for i in self.chosen]
         self.expected = 0
@@ -227,7 +230,9 @@ class _Study:
         return found
 
     def _sqnr_db(self) -> float:
-        squares = Evaluator(self.program, self.ctx, "mse", self.samples, rounding="nearest")
+        squares = Evaluator(
+            self.program, self.ctx, "mse", self.samples, rounding="nearest", biases=self.biases
+        )
         noise = squares.evaluate(np.zeros(len(squares.variables)))
         return float(-10.0 * np.log10(max(noise, 1e-30)))
 

@@ -64,6 +64,15 @@ class Matched:
     biases: Biases
 
 
+def matched(
+    program: Program, ctx: Context, correction: BiasCorrection, samples: int = 128, patches: int = 16
+) -> Matched:
+    """What `match_outputs` finds where a bias correction matches outputs, else nothing."""
+    if not is_matched(program, ctx, correction):
+        return Matched({}, {})
+    return match_outputs(program, ctx, samples, patches)
+
+
 def match_outputs(program: Program, ctx: Context, samples: int = 128, patches: int = 16) -> Matched:
     """Scales and biases at which each layer's outputs have the means and spreads of the float layer's.
 

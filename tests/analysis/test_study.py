@@ -19,7 +19,9 @@ MODEL, CALIB = "digits_cnn.onnx", "digits_calib.npz"
 
 @pytest.fixture(scope="module")
 def narrow(models_dir: Path) -> onnxq.Analysis:
-    return onnxq.analyze(models_dir / MODEL, models_dir / CALIB, samples=32, largest=3, threads=1)
+    return onnxq.analyze(
+        models_dir / MODEL, models_dir / CALIB, bits="w2a2", samples=32, largest=3, threads=1
+    )
 
 
 def test_the_figures_belong_together(narrow: onnxq.Analysis) -> None:
@@ -44,7 +46,7 @@ def test_a_search_lowers_the_loss_where_it_is_said_to_pay(models_dir: Path, narr
     done = onnxq.compile_model(
         models_dir / MODEL,
         models_dir / CALIB,
-        bits="w4a4",
+        bits="w2a2",
         ranges="lapq",
         search_budget="60",
         samples=32,
