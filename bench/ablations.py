@@ -54,7 +54,7 @@ def starts() -> Iterator[tuple[str, int]]:
 def begin(program: Program, ctx: Context, start: str, seed: int) -> None:
     """Put the steps where a search is to start."""
     if start == "layer-wise, quadratic":
-        SearchNorm(loss="kl", samples=SAMPLES, rounding="nearest").run(program, ctx)
+        SearchNorm(loss="kl", samples=SAMPLES, rounding="nearest", correction="output").run(program, ctx)
     if start == "random":
         evaluator = Evaluator(program, ctx, "kl", SAMPLES, rounding="nearest")
         point, chosen = np.zeros(len(evaluator.variables)), evaluator.coarse()
@@ -81,7 +81,9 @@ def by_start(task: Task, out: Path) -> Iterator[tuple[str, dict]]:
             program, ctx = planned(task, SAMPLES, plan, scheme)
             begin(program, ctx, start, seed)
             found = (
-                SearchSteps(loss="kl", samples=SAMPLES, rounding="nearest").run(program, ctx).facts["lapq"]
+                SearchSteps(loss="kl", samples=SAMPLES, rounding="nearest", correction="output")
+                .run(program, ctx)
+                .facts["lapq"]
             )
             losses = {k: found[k] for k in ("loss_start", "loss_end", "held_end", "evaluations")}
             yield f"{name}, after", losses | deployed(program, ctx, task, out)
@@ -92,7 +94,7 @@ def by_samples(task: Task, out: Path) -> Iterator[tuple[str, dict]]:
     plan, graph = PLAN.format(4, 4), GRAPH.format("int4:tensor")
     for size in SIZES:
         for rounding, behind in (("nearest", ""), ("feedback", "round-weights ")):
-            search = behind + SEARCH.format(f"samples={size},rounding={rounding}")
+            search = behind + SEARCH.format(f"samples={size},rounding={rounding},correction=output")
             yield (
                 f"4/4 {size} {rounding}",
                 row(task, f"{graph} {plan} {search} correct-bias:correction=output emit-qdq", size, out),

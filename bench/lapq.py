@@ -29,6 +29,7 @@ from tasks import TASKS, Task, feeds
 import onnxq
 
 RESULTS = Path(__file__).parent / "results" / "lapq.json"
+CORRECTION = "correction=output"  # alike for all methods, as in the paper
 NCF_WIDTHS = ("32/8", "8/32", "8/8", "4/8")
 WIDTHS = ("8/4", "8/3", "8/2", "4/4", "4/32", "32/4")
 GRAPH = "fold-constants fold-batchnorm fold-pad flatten-matmul keep-stem equalize:weights={}"
@@ -49,10 +50,10 @@ METHODS = {
     "kld": Method("entropy"),
     "mmse": Method("mse"),
     "mmse rounded": Method("mse", "round-weights"),
-    "lapq nearest": Method("mse", "search-norm:rounding=nearest search-steps:rounding=nearest"),
-    "lapq": Method("mse", "round-weights search-norm search-steps"),
+    "lapq nearest": Method("mse", "search-norm:{0},rounding=nearest search-steps:{0},rounding=nearest"),
+    "lapq": Method("mse", "round-weights search-norm:{0} search-steps:{0}"),
     "mmse shaped": Method("mse", "", ",pattern=batchnorm"),
-    "lapq shaped": Method("mse", "round-weights search-norm search-steps", ",pattern=batchnorm"),
+    "lapq shaped": Method("mse", "round-weights search-norm:{0} search-steps:{0}", ",pattern=batchnorm"),
 }
 SHAPED = ("imagenet_mobilenetv1_025", ("8/4", "4/4", "4/32"))
 SEARCHES = ("lapq nearest", "lapq")
@@ -88,7 +89,8 @@ def pipeline(widths: str, method: Method, correct: bool, small: bool = False) ->
     ranges = f"ranges={method.ranges}"
     codes = f"quantize-weights:method={method.ranges}{method.weights}"
     steps = f"{GRAPH.format(scheme)} annotate:{schemes} calibrate:{ranges} choose-ranges:{ranges} {codes}"
-    return " ".join((steps, method.behind, "correct-bias:correction=output" if correct else "", "emit-qdq"))
+    behind = method.behind.format(CORRECTION)
+    return " ".join((steps, behind, f"correct-bias:{CORRECTION}" if correct else "", "emit-qdq"))
 
 
 @cache

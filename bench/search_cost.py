@@ -120,7 +120,11 @@ def search(task: Task, samples: int) -> dict[str, dict[str, object]]:
 
     def started(segments: int) -> tuple[Program, Context, Evaluator, float]:
         program, ctx = planned(task, samples)
-        seconds = timed(lambda: SearchNorm(loss="kl", samples=samples, rounding="nearest").run(program, ctx))
+        seconds = timed(
+            lambda: SearchNorm(loss="kl", samples=samples, rounding="nearest", correction="output").run(
+                program, ctx
+            )
+        )
         begin = time.process_time()
         evaluator = Evaluator(program, ctx, "kl", samples, rounding="nearest", segments=segments)
         return program, ctx, evaluator, seconds + time.process_time() - begin

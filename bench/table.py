@@ -201,6 +201,36 @@ def ablations_table(results: dict) -> str:
     return "\n".join(rows)
 
 
+def matching_table(results: dict) -> str:
+    """What matching outputs brings."""
+    kinds = ("output", "means", "deployed")
+    rows = [f"| model | bits | {' | '.join(kinds)} |", "|---" * (len(kinds) + 2) + "|"]
+    for model, figures in results.items():
+        if model == "versions":
+            continue
+        for bits in dict.fromkeys(key.split()[0] for key in figures):
+            cells = (_worth(figures[f"{bits} {kind}"]) for kind in kinds)
+            rows.append(f"| {model} | {bits} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _worth(row: dict) -> str:
+    return f"{100 * row['metric']:.1f}, {row['sqnr_db']:.1f} dB, {100 * row['agreement']:.1f} %"
+
+
+def forms_table(results: dict) -> str:
+    """Further points folded at load and computed row by row."""
+    head = "| model | form | metric, SQNR, agreement | kB | time over plain, batch 1 | batch 32 |"
+    rows = [head, "|---" * 6 + "|"]
+    for model, figures in results.items():
+        if model == "versions":
+            continue
+        for form, row in figures.items():
+            times = " | ".join(f"{row[f'time_over_plain_batch{batch}']:.2f}" for batch in (1, 32))
+            rows.append(f"| {model} | {form} | {_worth(row)} | {row['bytes'] / 1000:,.0f} | {times} |")
+    return "\n".join(rows)
+
+
 def orders_table(results: dict) -> str:
     """The joint search and further points: metric, agreement and loss are of what is deployed."""
     rows = ["| model | scales of a | what runs | top-1, agreement | loss | held back |", "|---" * 6 + "|"]
@@ -238,6 +268,8 @@ TABLES = (  # page, name of the mark, results, rows
     ("docs/lapq.md", "table", "ablations.json", ablations_table),
     ("docs/multipoint.md", "table", "joint_points.json", orders_table),
     ("docs/multipoint.md", "table", "multipoint.json", points_table),
+    ("docs/multipoint.md", "table", "point_forms.json", forms_table),
+    ("docs/adr/0011-match-outputs-layer-by-layer.md", "table", "matching.json", matching_table),
     ("docs/multipoint.md", "table", "decomposition.json", sums_table),
     (BENCHMARKS, "table", "peers.json", peers.summary),
     (BENCHMARKS, "behind", "peers.json", peers.behind),
