@@ -25,7 +25,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
 
 from onnxq.affine import dequantize
 from onnxq.bias import BiasCorrection, least_scales
@@ -39,7 +39,7 @@ from onnxq.pipeline import Context
 from onnxq.program import Program, QuantDecision, Unit
 from onnxq.saturation import as_rows
 from onnxq.simulate.emitted import emit
-from onnxq.simulate.segments import cut_into_segments
+from onnxq.simulate.segments import Segment, cut_into_segments
 
 Array = NDArray[Any]
 Vector = NDArray[np.float64]
@@ -49,6 +49,7 @@ BYTE = 8
 MEMORY = 128 << 20  # bytes of what lies between two segments
 FURTHEST = 2.0  # that a spread is changed by
 ENOUGH = 32  # places that tell a spread
+RUNS = 8  # of segments as far as a layer inside them, that all samples are worth
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +80,8 @@ def match_outputs(program: Program, ctx: Context, samples: int = 128, patches: i
     Args:
         program: its plan is complete, its graph still float, its biases are those of the float model.
         ctx: its data are read.
-        samples: to look at; fewer where what lies between two layers would take more than 128 MB.
+        samples: to look at; fewer where what lies between two layers would take more than 128 MB, or where many layers have
+            floats between them, so that the network cannot be cut there and runs once for each.
         patches: random inputs of each kernel from one sample.
 
     Raises:
@@ -201,12 +203,18 @@ class _Deployed:
         self._ctx, self._layers = ctx, layers
         self._emitted = emit(program, ctx.target, correct=True, biases=self.biases)
         self._segments = cut_into_segments(self._emitted.model, list(layers), len(layers) + 1)
+        self._held: tuple[str, list[Array]] = (
+            "",
+            [],
+        )  # codes inside a segment, which several layers may read
 
     def affordable(self, samples: int) -> int:
-        """Samples of which all that lies between any two segments fits into MEMORY, at most so many."""
+        """Samples of which all that lies between any two segments fits into MEMORY, at most so many; fewer for many RUNS."""
         data = self._ctx.data
         assert data is not None
-        wanted = max(min(samples, self._ctx.samples), data.least)
+        inside = [{codes for codes, _ in self._read_by(s)} - set(s.inputs) for s in self._segments]
+        runs = sum(len(codes) for codes in inside)
+        wanted = max(min(samples, self._ctx.samples) * RUNS // max(runs, RUNS), data.least)
         batch = next(data.batches(1, wanted))
         known, most = dict(batch.feeds), 1
         for place in range(len(self._segments)):
@@ -219,13 +227,11 @@ class _Deployed:
         known = [dict(batch) for batch in feeds]
         for place, segment in enumerate(self._segments):
             self._ctx.progress("matching outputs", place, len(self._segments))
-            for node in segment.model.graph.node:
-                layer = self._layers.get(node.name)
-                codes = self._emitted.program.codes.get(layer.source) if layer is not None else None
-                if layer is not None and codes is not None:
-                    yield layer, self._sums(layer, self._arriving(place, codes, known), patches)
-            session = self._session(place)
-            known = [self._behind(place, values, session) for values in known]
+            for codes, layer in self._read_by(segment):
+                yield layer, self._sums(layer, self._arriving(place, codes, known), patches)
+            if place + 1 < len(self._segments):
+                session = self._session(place)
+                known = [self._behind(place, values, session) for values in known]
 
     def match(self, layer: _Layer, wanted: _Sums, found: _Sums) -> None:
         """Change the scale and the bias of a layer so that what is found becomes what is wanted."""
@@ -246,7 +252,13 @@ class _Deployed:
             shifted = layer.bias + wanted.mean - factor * found.mean
             self.biases[layer.unit.name] = shifted.astype(np.float32)
 
-    def _sums(self, layer: _Layer, batches: Iterator[Array], patches: int) -> _Sums:
+    def _read_by(self, segment: Segment) -> list[tuple[str, _Layer]]:
+        """Layers of a segment with the codes that they multiply, in order."""
+        layers = [self._layers[node.name] for node in segment.model.graph.node if node.name in self._layers]
+        found = [(self._emitted.program.codes.get(layer.source), layer) for layer in layers]
+        return [(codes, layer) for codes, layer in found if codes is not None]
+
+    def _sums(self, layer: _Layer, batches: Sequence[Array], patches: int) -> _Sums:
         decision, params = self.plan[layer.unit.weight or ""], self.plan[layer.source].params
         assert decision.codes is not None
         assert decision.params is not None
@@ -256,23 +268,25 @@ class _Deployed:
             sums.add(layer.outputs(weights, dequantize(codes, params), number, patches))
         return sums
 
-    def _arriving(self, place: int, codes: str, known: Sequence[Mapping[str, Array]]) -> Iterator[Array]:
+    def _arriving(self, place: int, codes: str, known: Sequence[Mapping[str, Array]]) -> Sequence[Array]:
         """Codes of a tensor, batch by batch, which an earlier segment wrote or this one does."""
         if codes in known[0]:
-            return (values[codes] for values in known)
-        session = self._session(place, codes)
-        return (run(session, values, [codes])[codes] for values in known)
+            return [values[codes] for values in known]
+        if self._held[0] != codes:
+            session = self._session(place, codes)
+            self._held = codes, [run(session, values, [codes])[codes] for values in known]
+        return self._held[1]
 
-    def _session(self, place: int, *outputs: str) -> ort.InferenceSession:
-        """Of a segment, with the scales and biases as they are."""
+    def _session(self, place: int, wanted: str | None = None) -> ort.InferenceSession:
+        """Of a segment, with the scales and biases as they are; only as far as a tensor that is wanted."""
         model = self._segments[place].model
         for tensor in model.graph.initializer:
             if tensor.name in self._emitted.recipes:
                 array = np.array(self._emitted.array(tensor.name, self.plan), order="C")
                 tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-        return make_session(
-            model, threads=self._ctx.threads, provider=self._ctx.provider, extra_outputs=outputs
-        )
+        if wanted is not None:
+            model = _as_far_as(model, wanted)
+        return make_session(model, threads=self._ctx.threads, provider=self._ctx.provider)
 
     def _behind(
         self, place: int, known: Mapping[str, Array], session: ort.InferenceSession
@@ -280,6 +294,23 @@ class _Deployed:
         """What later segments read."""
         later = {name for segment in self._segments[place + 1 :] for name in segment.inputs}
         return {name: values for name, values in {**known, **run(session, known)}.items() if name in later}
+
+
+def _as_far_as(model: ModelProto, wanted: str) -> ModelProto:
+    """The part of a model that writes a tensor, which becomes its output."""
+    read, nodes = {wanted}, []
+    for node in reversed(model.graph.node):
+        if read.intersection(node.output):
+            nodes.append(node)
+            read.update(node.input)
+    graph = helper.make_graph(
+        nodes[::-1],
+        model.graph.name,
+        [i for i in model.graph.input if i.name in read],
+        [ValueInfoProto(name=wanted)],
+        [t for t in model.graph.initializer if t.name in read],
+    )
+    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
 def _layers(program: Program, ctx: Context) -> dict[str, _Layer]:
