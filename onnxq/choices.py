@@ -41,7 +41,7 @@ class Choices:
         elementwise: width of activations that no layer multiplies: `8` or `same`.
         ranges: range method of activations, or `lapq` to search all steps together by the network's loss.
         loss, budget, checkpoint, cluster: of that search.
-        bias_correction: `none`, `output` or `exact`; None for the pipeline's own.
+        bias_correction: `auto`, `none`, `output`, `exact` or `deployed`; None for the pipeline's own.
         skip: node names or op types to leave in float.
         multipoint: further weights of channels with several points, as a part of those below 8 bits.
         multipoint_error: instead, the largest error of a channel's output, as a part of its layer's mean power.

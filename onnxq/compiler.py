@@ -144,8 +144,9 @@ def compile_model(
             `if __name__ == "__main__":`), or the address of a Dask scheduler.
         multipoint_form: `fold` sums points up when the model is loaded, `rows` lets layers compute each and adds up
             their outputs; None for what the target takes.
-        bias_correction: of what quantized weights do to means: output (the default), by the biases; exact, by a point of
-            ones that the channels of a layer below 8 bits share; or none.
+        bias_correction: of what quantization does to means and spreads: deployed matches them in the network as it will run;
+            output takes what weights do to means out of the biases; exact keeps means by a point of ones that the channels of a
+            layer below 8 bits share; none; auto (the default) is deployed below 8 bits, else output.
         skip: node names or op types to leave in float; * and ? match as in file names.
         form: `qdq` or `integer`; None for the preset's, qdq.
         target: runtime to compile for.

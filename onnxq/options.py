@@ -232,8 +232,9 @@ Elementwise = Annotated[
 BiasCorrection = Annotated[
     str | None,
     option(
-        "What quantized weights do to means: put right in biases, or exactly by a point of ones in each layer (output).",
-        metavar="output|exact|none",
+        "What quantization does to means and spreads: match them in the deployed network, correct means for weights alone, or keep "
+        "those exactly by a point of ones (deployed below 8 bits, else output).",
+        metavar="deployed|output|exact|none",
         panel=QUANTIZATION,
     ),
 ]
