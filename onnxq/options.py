@@ -232,9 +232,9 @@ Elementwise = Annotated[
 BiasCorrection = Annotated[
     str | None,
     option(
-        "What quantization does to means and spreads: match them in the deployed network, correct means for weights alone, or keep "
-        "those exactly by a point of ones (deployed below 8 bits, else output).",
-        metavar="deployed|output|exact|none",
+        "How shifted means are put right: deployed, spreads too; output, those of weights; exact; none (deployed below 8 bits, else "
+        "output).",
+        metavar="KIND",
         panel=QUANTIZATION,
     ),
 ]
