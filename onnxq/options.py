@@ -232,8 +232,8 @@ Elementwise = Annotated[
 BiasCorrection = Annotated[
     str | None,
     option(
-        "How shifted means are put right: deployed, spreads too; output, those of weights; exact; none (deployed below 8 bits, else "
-        "output).",
+        "How shifted means are put right: deployed, spreads too; output, those of weights; exact; none "
+        "(deployed below 8 bits where it helps, else output).",
         metavar="KIND",
         panel=QUANTIZATION,
     ),

@@ -17,6 +17,7 @@ do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,7 +33,7 @@ from onnxq.bias import BiasCorrection, least_scales
 from onnxq.calibration.collect import activations
 from onnxq.errors import DataError, UsageError
 from onnxq.graph import float_values
-from onnxq.measure.compare import run
+from onnxq.measure.compare import compare_sessions, run
 from onnxq.model.session import make_session
 from onnxq.patches import input_patches
 from onnxq.pipeline import Context
@@ -48,6 +49,7 @@ Biases = dict[str, NDArray[np.float32]]
 BYTE = 8
 MEMORY = 128 << 20  # bytes of what lies between two segments
 FURTHEST = 2.0  # that a spread is changed by
+JUDGED, BATCH = 64, 8  # samples that tell whether matching helps, and at once
 ENOUGH = 32  # places that tell a spread
 RUNS = 8  # of segments as far as a layer inside them, that all samples are worth
 
@@ -68,10 +70,31 @@ class Matched:
 def matched(
     program: Program, ctx: Context, correction: BiasCorrection, samples: int = 128, patches: int = 16
 ) -> Matched:
-    """What `match_outputs` finds where a bias correction matches outputs, else nothing."""
+    """What `match_outputs` finds where a bias correction matches outputs, else nothing.
+
+    `auto` takes it only if the network's output then has less noise on samples: where normalizations in float set spreads right
+    anyway, matching them amplifies noise for nothing.
+    """
+    nothing = Matched({}, {})
     if not is_matched(program, ctx, correction):
-        return Matched({}, {})
-    return match_outputs(program, ctx, samples, patches)
+        return nothing
+    found = match_outputs(program, ctx, samples, patches)
+    if correction == "auto" and _sqnr_db(program, ctx, found) < _sqnr_db(program, ctx, nothing):
+        return nothing
+    return found
+
+
+def _sqnr_db(program: Program, ctx: Context, outputs: Matched) -> float:
+    """SQNR of the first output in dB with these scales and biases; others are those of correction=output."""
+    assert ctx.data is not None
+    view = replace(program, plan=program.plan | outputs.plan)
+    model = emit(view, ctx.target, correct=True, biases=outputs.biases).model
+    plain, quantized = (
+        make_session(m, threads=ctx.threads, provider=ctx.provider) for m in (program.to_model(), model)
+    )
+    limit = max(min(JUDGED, ctx.samples), ctx.data.least)
+    noise = compare_sessions(plain, quantized, ctx.data, limit=limit, batch=BATCH).main
+    return math.inf if noise is None or noise.sqnr_db is None else noise.sqnr_db
 
 
 def match_outputs(program: Program, ctx: Context, samples: int = 128, patches: int = 16) -> Matched:

@@ -170,6 +170,26 @@ def test_the_digits_keep_more(models_dir: Path) -> None:
     assert found[None] == found["deployed"]
 
 
+@pytest.mark.parametrize("bits", ["w4a8", "w2a4"])
+@pytest.mark.parametrize("model", ["digits_cnn", "digits_transformer"])
+def test_auto_takes_what_has_less_noise(models_dir: Path, model: str, bits: str) -> None:
+    """On the samples that the report compares on, which are those it is judged by."""
+    found = {}
+    for correction in ("output", "deployed", "auto"):
+        done = onnxq.compile_model(
+            models_dir / f"{model}.onnx",
+            models_dir / "digits_calib.npz",
+            bits=bits,
+            bias_correction=correction,
+            threads=1,
+            speed=False,
+        )
+        assert done.report.difference is not None
+        assert done.report.difference.main is not None
+        found[correction] = done.report.difference.main.sqnr_db
+    assert found["auto"] == max(found["output"], found["deployed"])
+
+
 def test_auto_leaves_8_bits_to_the_means_of_weights(parse_program: ParseProgram) -> None:
     biases = []
     for correction in ("auto", "output"):
