@@ -13,7 +13,7 @@ PRESETS = {
     ),
     "int8-accurate": (
         f"{READY} equalize:when=always annotate calibrate:ranges=lp=3 choose-ranges:ranges=lp=3 quantize-weights"
-        " round-weights:when=always correct-bias:correction=deployed pad-channels emit-qdq"
+        " round-weights:when=always correct-bias pad-channels emit-qdq"
     ),
     "int8-dynamic": f"{GRAPH} quantize-dynamic store-weights",
     "weight-only": f"{GRAPH} store-weights",
