@@ -186,6 +186,7 @@ def test_auto_takes_what_has_less_noise(models_dir: Path, model: str, bits: str)
         )
         assert done.report.difference is not None
         assert done.report.difference.main is not None
+        assert done.report.difference.main.sqnr_db is not None
         found[correction] = done.report.difference.main.sqnr_db
     assert found["auto"] == max(found["output"], found["deployed"])
 
