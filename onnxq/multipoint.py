@@ -7,6 +7,7 @@ the layer's outputs, so that layers can be compared.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,7 +41,7 @@ Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class PointLayer:
+class PointLayer(ABC):
     """A weight with what it can become.
 
     Attributes:
@@ -53,9 +54,9 @@ class PointLayer:
     folded: Sequence[Folded]
     candidates: Candidates
 
+    @abstractmethod
     def decision(self, decision: QuantDecision, count: Counts) -> QuantDecision:
         """The decision with further points in the channels that have a count above 1, (channels,)."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 Codes of a table are looked up and multiplied as they are, so all of its rows lie on the grid of the activation that they become.
 Here that grid is made finer, by a factor at which the old codes are codes still: with b bits to a point and at most n points,
 
-    code = sum_i r^(n-i) q_i,     r = 2^b,
+    code = sum_i r^(n-i) q_i,     r = 2^min(b, 8-b),
 
 so a row of one point is a multiple of r^(n-1), what it was before, and each further point fills up the levels in between. Points
 are stored in b bits and add up when the model is loaded; only the rows that have them take space for them.
@@ -240,7 +240,9 @@ def recoded(decision: QuantDecision, values: NDArray[np.float32], params: QuantP
     """The decision of a table with the nearest codes on another grid; each row keeps its points.
 
     Args:
+        decision: with points.
         values: the float table, (rows, width).
+        params: the other grid, one scale and zero point.
     """
     assert decision.points is not None
     codes = nearest(values, params, decision.points, _ends(decision))
@@ -252,7 +254,14 @@ def recoded(decision: QuantDecision, values: NDArray[np.float32], params: QuantP
 def nearest(
     values: NDArray[np.float32], params: QuantParams, rows: PointRows, ends: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """The codes nearest to the values that rows of points reach, (rows, width)."""
+    """The codes nearest to the values that rows of points reach, uint8, (rows, width).
+
+    Args:
+        values: the float table, (rows, width).
+        params: the grid of the codes, one scale and zero point.
+        rows: which say how many points a row has.
+        ends: smallest and largest code of a point.
+    """
     unit = rows.finest[:, None]
     low, high = (end[:, None] // unit for end in rows.reach(ends))
     wanted = values / params.scale + np.float32(params.zero_point)

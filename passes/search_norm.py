@@ -20,8 +20,8 @@ from onnxq.cluster import spread
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
 from onnxq.search.quadratic import search_p
-from onnxq.simulate import Evaluator, Rounding, is_matched, match_outputs
-from onnxq.simulate.emitted import Plan, emit
+from onnxq.simulate import Evaluator, Rounding, is_matched, match_outputs, matched_model
+from onnxq.simulate.emitted import Plan
 from onnxq.simulate.norms import choose_layerwise
 
 RIVALS = ("minmax", "percentile", "entropy", "aciq")
@@ -113,10 +113,7 @@ class SearchNorm(Pass):
 def _matched_loss(program: Program, ctx: Context, evaluator: Evaluator, plan: Plan) -> float:
     """The loss of a plan whose outputs are matched."""
     view = replace(program, plan=dict(plan))
-    matched = match_outputs(view, ctx)
-    view.plan.update(matched.plan)
-    model = emit(view, ctx.target, correct=True, biases=matched.biases).model
-    return evaluator.deployed_loss(model)
+    return evaluator.deployed_loss(matched_model(view, ctx, match_outputs(view, ctx)))
 
 
 def _until_interrupted(methods: Sequence[str], loss: Callable[[str], float]) -> dict[str, float]:

@@ -179,6 +179,17 @@ def test_a_table_without_further_rows_is_as_it_was(parse_program: ParseProgram) 
     assert all(program.plan[name] is decision for name, decision in before.items())
 
 
+def test_biases_that_would_not_fit_keep_the_grid(parse_program: ParseProgram) -> None:
+    """The scale of the weights is the least at which the bias fits; on a finer grid it would not."""
+    text = "g (int64[N] i) => (float[a,b] y) { h = Gather(t, i) y = Gemm(h, w, b) }"
+    program = parse_program(text, {"t": TABLE, "w": WEIGHTS, "b": np.full(40, 1e9, np.float32)}, 21)
+    steps = "annotate:small=0,first_last=same,weights=int4:channel calibrate choose-ranges quantize-weights"
+    Pipeline.parse(steps).run(program, context(program))
+    result = pointed(program, "share=0.1")
+    assert any("would not fit into int32 on a finer grid" in why for why in result.skipped.values())
+    assert program.plan["t"].points is None
+
+
 def test_kernels_that_would_saturate_keep_their_narrow_inputs(parse_program: ParseProgram) -> None:
     """Weights of 8 bits may be as large as they like where a table of 4 bits is looked up, but not where that has 8."""
     for saturation, wide in (("safe", False), ("ignore", True)):

@@ -9,49 +9,46 @@ scale to put both right, for no bytes and no time:
 with y the products of the float layer and y_hat those of the quantized one with the codes that arrive, in front of biases and
 activations, over the same random places. Weights with one scale get the factor of all channels together.
 
-Layers come in order, and what a layer became holds for those behind it: they see what is left of earlier errors, as they will
-when deployed. Measured all at once, an error would be corrected again in every layer that it reaches. For means this is the
-sequential bias correction of Nagel et al., arXiv 1906.04721; with spreads it is what estimating batch normalizations anew would
-do.
+Layers come in order (`onnxq.simulate.walk`), and what a layer became holds for those behind it: they see what is left of earlier
+errors, as they will when deployed. Measured all at once, an error would be corrected again in every layer that it reaches. For
+means this is the sequential bias correction of Nagel et al., arXiv 1906.04721; with spreads it is what estimating batch
+normalizations anew would do.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
-import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto
 
 from onnxq.affine import dequantize
 from onnxq.bias import BiasCorrection, least_scales
 from onnxq.calibration.collect import activations
 from onnxq.errors import DataError, UsageError
 from onnxq.graph import float_values
-from onnxq.measure.compare import compare_sessions, run
+from onnxq.measure.compare import compare_sessions
 from onnxq.model.session import make_session
 from onnxq.patches import input_patches
 from onnxq.pipeline import Context
 from onnxq.program import Program, QuantDecision, Unit
 from onnxq.saturation import as_rows
 from onnxq.simulate.emitted import emit
-from onnxq.simulate.segments import Segment, cut_into_segments
+from onnxq.simulate.walk import Walk
 
 Array = NDArray[Any]
 Vector = NDArray[np.float64]
 Biases = dict[str, NDArray[np.float32]]
 
 BYTE = 8
-MEMORY = 128 << 20  # bytes of what lies between two segments
 FURTHEST = 2.0  # that a spread is changed by
 JUDGED, BATCH = 64, 8  # samples that tell whether matching helps, and at once
 ENOUGH = 32  # places that tell a spread
-RUNS = 8  # of segments as far as a layer inside them, that all samples are worth
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +71,15 @@ def matched(
 
     `auto` takes it only if the network's output then has less noise on samples: where normalizations in float set spreads right
     anyway, matching them amplifies noise for nothing.
+
+    Args:
+        program, ctx, samples, patches: as for `match_outputs`.
+        correction: of biases.
+
+    Raises:
+        DataError: correction=deployed without data.
+        UsageError: correction=deployed where one side alone is quantized.
+        ModelError: the model cannot be run.
     """
     nothing = Matched({}, {})
     if not is_matched(program, ctx, correction):
@@ -84,14 +90,17 @@ def matched(
     return found
 
 
-def _sqnr_db(program: Program, ctx: Context, outputs: Matched) -> float:
-    """SQNR of the first output in dB with these scales and biases; others are those of correction=output."""
-    assert ctx.data is not None
+def matched_model(program: Program, ctx: Context, outputs: Matched) -> ModelProto:
+    """The emitted graph with these scales and biases; other biases are those of correction=output. The program is not changed."""
     view = replace(program, plan=program.plan | outputs.plan)
-    model = emit(view, ctx.target, correct=True, biases=outputs.biases).model
-    plain, quantized = (
-        make_session(m, threads=ctx.threads, provider=ctx.provider) for m in (program.to_model(), model)
-    )
+    return emit(view, ctx.target, correct=True, biases=outputs.biases).model
+
+
+def _sqnr_db(program: Program, ctx: Context, outputs: Matched) -> float:
+    """SQNR of the network's first output in dB with these scales and biases."""
+    assert ctx.data is not None
+    models = program.to_model(), matched_model(program, ctx, outputs)
+    plain, quantized = (make_session(m, threads=ctx.threads, provider=ctx.provider) for m in models)
     limit = max(min(JUDGED, ctx.samples), ctx.data.least)
     noise = compare_sessions(plain, quantized, ctx.data, limit=limit, batch=BATCH).main
     return math.inf if noise is None or noise.sqnr_db is None else noise.sqnr_db
@@ -112,8 +121,8 @@ def match_outputs(program: Program, ctx: Context, samples: int = 128, patches: i
         ModelError: the model cannot be run.
     """
     layers = _layers(program, ctx)
-    deployed = _Deployed(program, ctx, layers)
-    wanted = deployed.affordable(samples)
+    walk = Walk(program, ctx, {name: layer.source for name, layer in layers.items()})
+    wanted = walk.affordable(samples)
     float_sums = {name: _Sums() for name in layers}
     feeds: list[dict[str, Array]] = []
     names = list(dict.fromkeys(layer.source for layer in layers.values()))
@@ -121,9 +130,10 @@ def match_outputs(program: Program, ctx: Context, samples: int = 128, patches: i
         for name, layer in layers.items():
             float_sums[name].add(layer.outputs(layer.weights, values[layer.source], len(feeds), patches))
         feeds.append(dict(batch.feeds))
-    for layer, found in deployed.walk(feeds, patches):
-        deployed.match(layer, float_sums[layer.unit.name], found)
-    return Matched({n: d for n, d in deployed.plan.items() if d is not program.plan[n]}, deployed.biases)
+    for name, arriving in walk.layers(feeds):
+        found = _sums(layers[name], walk, arriving, patches)
+        _match(layers[name], walk, float_sums[name], found)
+    return Matched({n: d for n, d in walk.plan.items() if d is not program.plan[n]}, walk.biases)
 
 
 def is_matched(program: Program, ctx: Context, correction: BiasCorrection) -> bool:
@@ -171,6 +181,12 @@ class _Layer:
     place: int
 
     @property
+    def weight(self) -> str:
+        """Name of its weights."""
+        assert self.unit.weight is not None
+        return self.unit.weight
+
+    @property
     def source(self) -> str:
         """The tensor that it multiplies."""
         return self.unit.inputs[0]
@@ -213,127 +229,33 @@ class _Sums:
         return np.maximum(self.squares / self.count - self.mean**2, 0.0)
 
 
-class _Deployed:
-    """The emitted graph, walked through one segment after the other on all samples.
+def _sums(layer: _Layer, walk: Walk, batches: Sequence[Array], patches: int) -> _Sums:
+    """Of what a quantized layer makes of codes."""
+    decision, params = walk.plan[layer.weight], walk.plan[layer.source].params
+    assert decision.codes is not None
+    assert decision.params is not None
+    assert params is not None
+    weights, sums = dequantize(decision.codes, decision.params), _Sums()
+    for number, codes in enumerate(batches):
+        sums.add(layer.outputs(weights, dequantize(codes, params), number, patches))
+    return sums
 
-    Attributes:
-        plan: with the scales that were changed up to there.
-        biases: that were changed up to there, by unit.
-    """
 
-    def __init__(self, program: Program, ctx: Context, layers: Mapping[str, _Layer]) -> None:
-        self.plan, self.biases = dict(program.plan), Biases()
-        self._ctx, self._layers = ctx, layers
-        self._emitted = emit(program, ctx.target, correct=True, biases=self.biases)
-        self._segments = cut_into_segments(self._emitted.model, list(layers), len(layers) + 1)
-        self._held: tuple[str, list[Array]] = (
-            "",
-            [],
-        )  # codes inside a segment, which several layers may read
-
-    def affordable(self, samples: int) -> int:
-        """Samples of which all that lies between any two segments fits into MEMORY, at most so many; fewer for many RUNS."""
-        data = self._ctx.data
-        assert data is not None
-        inside = [{codes for codes, _ in self._read_by(s)} - set(s.inputs) for s in self._segments]
-        runs = sum(len(codes) for codes in inside)
-        wanted = max(min(samples, self._ctx.samples) * RUNS // max(runs, RUNS), data.least)
-        batch = next(data.batches(1, wanted))
-        known, most = dict(batch.feeds), 1
-        for place in range(len(self._segments)):
-            most = max(most, sum(values.nbytes for values in known.values()))
-            known = self._behind(place, known, self._session(place))
-        return max(min(wanted, MEMORY * batch.size // most), data.least)
-
-    def walk(self, feeds: Sequence[Mapping[str, Array]], patches: int) -> Iterator[tuple[_Layer, _Sums]]:
-        """Layers in order with what they make of the codes that arrive, once those in front of them are matched."""
-        known = [dict(batch) for batch in feeds]
-        for place, segment in enumerate(self._segments):
-            self._ctx.progress("matching outputs", place, len(self._segments))
-            for codes, layer in self._read_by(segment):
-                yield layer, self._sums(layer, self._arriving(place, codes, known), patches)
-            if place + 1 < len(self._segments):
-                session = self._session(place)
-                known = [self._behind(place, values, session) for values in known]
-
-    def match(self, layer: _Layer, wanted: _Sums, found: _Sums) -> None:
-        """Change the scale and the bias of a layer so that what is found becomes what is wanted."""
-        weight = layer.unit.weight
-        assert weight is not None
-        decision = self.plan[weight]
-        factor = np.ones(len(wanted.mean))
-        if layer.alone and wanted.count >= ENOUGH:
-            params = decision.params
-            assert params is not None
-            together = params.scale.ndim == 0
-            ratio = np.clip(_ratio(wanted.variance, found.variance, together), 1.0 / FURTHEST, FURTHEST)
-            least = layer.least.max() if together else layer.least
-            scale = np.maximum(params.scale * ratio, least).astype(np.float32)
-            factor = factor * (scale / params.scale)
-            self.plan[weight] = replace(decision, params=replace(params, scale=scale))
-        if layer.takes_bias:
-            shifted = layer.bias + wanted.mean - factor * found.mean
-            self.biases[layer.unit.name] = shifted.astype(np.float32)
-
-    def _read_by(self, segment: Segment) -> list[tuple[str, _Layer]]:
-        """Layers of a segment with the codes that they multiply, in order."""
-        layers = [self._layers[node.name] for node in segment.model.graph.node if node.name in self._layers]
-        found = [(self._emitted.program.codes.get(layer.source), layer) for layer in layers]
-        return [(codes, layer) for codes, layer in found if codes is not None]
-
-    def _sums(self, layer: _Layer, batches: Sequence[Array], patches: int) -> _Sums:
-        decision, params = self.plan[layer.unit.weight or ""], self.plan[layer.source].params
-        assert decision.codes is not None
-        assert decision.params is not None
+def _match(layer: _Layer, walk: Walk, wanted: _Sums, found: _Sums) -> None:
+    """Change the scale and the bias of a layer so that what is found becomes what is wanted."""
+    decision, factor = walk.plan[layer.weight], np.ones(len(wanted.mean))
+    if layer.alone and wanted.count >= ENOUGH:
+        params = decision.params
         assert params is not None
-        weights, sums = dequantize(decision.codes, decision.params), _Sums()
-        for number, codes in enumerate(batches):
-            sums.add(layer.outputs(weights, dequantize(codes, params), number, patches))
-        return sums
-
-    def _arriving(self, place: int, codes: str, known: Sequence[Mapping[str, Array]]) -> Sequence[Array]:
-        """Codes of a tensor, batch by batch, which an earlier segment wrote or this one does."""
-        if codes in known[0]:
-            return [values[codes] for values in known]
-        if self._held[0] != codes:
-            session = self._session(place, codes)
-            self._held = codes, [run(session, values, [codes])[codes] for values in known]
-        return self._held[1]
-
-    def _session(self, place: int, wanted: str | None = None) -> ort.InferenceSession:
-        """Of a segment, with the scales and biases as they are; only as far as a tensor that is wanted."""
-        model = self._segments[place].model
-        for tensor in model.graph.initializer:
-            if tensor.name in self._emitted.recipes:
-                array = np.array(self._emitted.array(tensor.name, self.plan), order="C")
-                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-        if wanted is not None:
-            model = _as_far_as(model, wanted)
-        return make_session(model, threads=self._ctx.threads, provider=self._ctx.provider)
-
-    def _behind(
-        self, place: int, known: Mapping[str, Array], session: ort.InferenceSession
-    ) -> dict[str, Array]:
-        """What later segments read."""
-        later = {name for segment in self._segments[place + 1 :] for name in segment.inputs}
-        return {name: values for name, values in {**known, **run(session, known)}.items() if name in later}
-
-
-def _as_far_as(model: ModelProto, wanted: str) -> ModelProto:
-    """The part of a model that writes a tensor, which becomes its output."""
-    read, nodes = {wanted}, []
-    for node in reversed(model.graph.node):
-        if read.intersection(node.output):
-            nodes.append(node)
-            read.update(node.input)
-    graph = helper.make_graph(
-        nodes[::-1],
-        model.graph.name,
-        [i for i in model.graph.input if i.name in read],
-        [ValueInfoProto(name=wanted)],
-        [t for t in model.graph.initializer if t.name in read],
-    )
-    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+        together = params.scale.ndim == 0
+        ratio = np.clip(_ratio(wanted.variance, found.variance, together), 1.0 / FURTHEST, FURTHEST)
+        least = layer.least.max() if together else layer.least
+        scale = np.maximum(params.scale * ratio, least).astype(np.float32)
+        factor = factor * (scale / params.scale)
+        walk.plan[layer.weight] = replace(decision, params=replace(params, scale=scale))
+    if layer.takes_bias:
+        shifted = layer.bias + wanted.mean - factor * found.mean
+        walk.biases[layer.unit.name] = shifted.astype(np.float32)
 
 
 def _layers(program: Program, ctx: Context) -> dict[str, _Layer]:

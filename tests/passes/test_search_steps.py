@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,7 @@ from onnxq.passes.search_steps import SearchSteps
 from onnxq.pipeline import Context, Pipeline
 from onnxq.program import Program
 from onnxq.saturation import excess
-from onnxq.simulate import Evaluator, match_outputs
-from onnxq.simulate.emitted import emit
+from onnxq.simulate import Evaluator, match_outputs, matched_model
 from onnxq.simulate.variables import Weights
 
 PLAN = "fold-constants flatten-matmul annotate:{} calibrate:ranges=mse choose-ranges quantize-weights"
@@ -107,8 +105,7 @@ def test_the_search_starts_where_outputs_are_matched(planned: Callable[..., tupl
     program, ctx = planned()
     evaluator, matched = Evaluator(program, ctx, "kl", 64), match_outputs(program, ctx)
     assert matched.plan
-    view = replace(program, plan=program.plan | matched.plan)
-    wanted = evaluator.deployed_loss(emit(view, ctx.target, correct=True, biases=matched.biases).model)
+    wanted = evaluator.deployed_loss(matched_model(program, ctx, matched))
     facts = SearchSteps(loss="kl", samples=64, budget="3", variables="all").run(program, ctx).facts["lapq"]
     assert facts["loss_start"] == pytest.approx(wanted, rel=1e-6)  # float32 sums in the float tail
     assert facts["loss_start"] < 0.8 * evaluator.evaluate(np.zeros(len(evaluator.variables)))
