@@ -20,7 +20,7 @@ from onnxq.cluster import spread
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
 from onnxq.search.quadratic import search_p
-from onnxq.simulate import Evaluator, Rounding, is_matched, match_outputs, matched_model
+from onnxq.simulate import Evaluator, Rounding, is_matched, matched, matched_model
 from onnxq.simulate.emitted import Plan
 from onnxq.simulate.norms import choose_layerwise
 
@@ -91,7 +91,7 @@ class SearchNorm(Pass):
                 choose_layerwise(program, evaluator.weights, best, weights=which == "all")
             plans[which] = dict(program.plan)
         if is_matched(program, ctx, self.correction):
-            ends = {which: _matched_loss(program, ctx, evaluator, plan) for which, plan in plans.items()}
+            ends = {which: self._matched_loss(program, ctx, evaluator, plan) for which, plan in plans.items()}
         chosen = min(ends, key=ends.__getitem__)
         program.plan.update(plans[chosen])
         is_better = chosen != "before"
@@ -109,11 +109,10 @@ class SearchNorm(Pass):
         }
         return PassResult(len(start) if is_better else 0, facts={"lapq": facts})
 
-
-def _matched_loss(program: Program, ctx: Context, evaluator: Evaluator, plan: Plan) -> float:
-    """The loss of a plan whose outputs are matched."""
-    view = replace(program, plan=dict(plan))
-    return evaluator.deployed_loss(matched_model(view, ctx, match_outputs(view, ctx)))
+    def _matched_loss(self, program: Program, ctx: Context, evaluator: Evaluator, plan: Plan) -> float:
+        """The loss of a plan as correct-bias will leave it."""
+        view = replace(program, plan=dict(plan))
+        return evaluator.deployed_loss(matched_model(view, ctx, matched(view, ctx, self.correction)))
 
 
 def _until_interrupted(methods: Sequence[str], loss: Callable[[str], float]) -> dict[str, float]:
