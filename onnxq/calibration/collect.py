@@ -8,6 +8,7 @@ from typing import Any
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from onnxq.calibration.parts import find_parts
 from onnxq.calibration.statistics import Needs, TensorStatistics
 from onnxq.data import Batch, Dataset
 from onnxq.errors import DataError
@@ -23,7 +24,7 @@ LARGEST_BATCH = 8
 def collect(
     program: Program, ctx: Context, needs: Mapping[str, Needs], label: str
 ) -> dict[str, TensorStatistics]:
-    """Statistics of the named tensors over the context's samples.
+    """Statistics of the named tensors over the context's samples; of a Concat there may be more than is needed.
 
     Memory holds the activations of one batch, at most about 16 MB unless a single sample
     has more, and the statistics.
@@ -32,11 +33,14 @@ def collect(
         DataError: there is no data, or a tensor holds NaN or infinity.
         ModelError: the model cannot be run on the data.
     """
-    statistics = {name: TensorStatistics(name, need) for name, need in needs.items()}
-    for _, values in activations(program, ctx, list(needs), ctx.samples, label):
+    gathered, parts = find_parts(program.graph, needs)
+    statistics = {name: TensorStatistics(name, need) for name, need in gathered.items()}
+    for _, values in activations(program, ctx, list(gathered), ctx.samples, label):
         for name, statistic in statistics.items():
             statistic.update(values[name])
-    return statistics
+    for name, part in parts.items():
+        statistics[name] = statistics[part.whole].part(name, needs[name], part.channels)
+    return {name: statistics[name] for name in needs}
 
 
 def activations(
