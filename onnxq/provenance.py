@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 import onnx
@@ -15,13 +16,15 @@ PREFIX = "onnxq."
 
 def versions() -> dict[str, str]:
     """Versions of onnxq and the packages that it stands on."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+    return {package: _version(package) for package in PACKAGES}
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def stamp(model: onnx.ModelProto, pipeline: str, seed: int, table: CalibrationTable | None) -> None:

@@ -34,7 +34,7 @@ TENSOR_CANDIDATES = 8  # an octave
 ROW_CANDIDATES = 16, 256  # least and most: the error of a short row has ripples
 ROW_EVALUATIONS = 4096  # an octave, in the rows where that lies between the two
 ROW_CHUNK = 1 << 16  # weights: two work arrays in float32 stay in the second-level cache
-COLUMN_CHUNK = 8192
+COLUMN_CHUNK = 8192  # weights summed in float32, by one thread
 WORK = 1 << 15
 
 
@@ -115,7 +115,7 @@ def density_error(density: Density, scheme: QuantScheme, p: float) -> Error:
 
 def row_error(rows: Rows, factor: Vector, scheme: QuantScheme, p: float) -> Error:
     """The summed error |Q(x) - x|^p of each row of rows * factor[:, None], by candidates (R, N)."""
-    columns = min(rows.shape[1], COLUMN_CHUNK)
+    columns = min(rows.shape[1], ROW_CHUNK)
     height = max(1, ROW_CHUNK // columns)
     total = _power_sum(p)
 
@@ -136,7 +136,8 @@ def row_error(rows: Rows, factor: Vector, scheme: QuantScheme, p: float) -> Erro
                     np.rint(u, out=k)
                     np.clip(k, least[part, n, None], most[part, n, None], out=k)
                     np.subtract(u, k, out=u)
-                    errors[part, n] += total(u)
+                    for start in range(0, u.shape[1], COLUMN_CHUNK):
+                        errors[part, n] += total(u[:, start : start + COLUMN_CHUNK])
         return errors * scale**p
 
     return error
