@@ -16,7 +16,7 @@ will run, layer by layer: see `onnxq.simulate.outputs`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -27,7 +27,7 @@ from onnxq.mean_point import with_means, with_spread
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, Unit
 from onnxq.saturation import kernel_kind
-from onnxq.simulate import matched
+from onnxq.simulate import is_matched, matched
 from onnxq.weights import code_limit
 
 BYTE = 8
@@ -57,10 +57,12 @@ class CorrectBias(Pass):
         if self.correction == "none" and not self.spread:
             return PassResult(0)
         tensors, nodes = program.graph.tensors(), {n.name: n for n in program.graph.nodes}
-        facts = self._change_weights(program, ctx, tensors, nodes)
+        facts: dict[str, Any] = self._change_weights(program, ctx, tensors, nodes)
         if self.correction == "none":
             return PassResult(0, facts=facts)
         outputs = matched(program, ctx, self.correction, self.samples, self.patches)
+        if is_matched(program, ctx, self.correction):
+            facts["outputs"] = {"matched": bool(outputs.plan or outputs.biases), "sqnr_db": outputs.sqnr_db}
         program.plan.update(outputs.plan)
         names = Names(program.graph)
         corrected, skipped = 0, {}

@@ -104,6 +104,12 @@ class Report:
         return found or None
 
     @property
+    def outputs(self) -> Mapping[str, Any] | None:
+        """Whether outputs of layers were matched with float, and the SQNR without and with that; None where it was not tried."""
+        found = [step.result.facts["outputs"] for step in self.steps if "outputs" in step.result.facts]
+        return found[-1] if found else None
+
+    @property
     def multipoint(self) -> Mapping[str, Any] | None:
         """Which channels have several points, and what they cost; None where that was not asked for."""
         found = [step.result.facts["multipoint"] for step in self.steps if "multipoint" in step.result.facts]
@@ -137,6 +143,7 @@ class Report:
                     "metric": self.accuracy.as_json() if self.accuracy else None,
                 },
                 "lapq": self.lapq,
+                "outputs": self.outputs,
                 "multipoint": self.multipoint,
                 "tensors": self.tensors,
                 "layers": self.layers.as_json() if self.layers else None,

@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined, Template, UndefinedError
 
 from onnxq.errors import DataError
 from onnxq.report.figures import convergence, distribution, error_by_budget, noise_by_layer, norm_losses
-from onnxq.report.terminal import SHARES, human_bytes, metric_value
+from onnxq.report.terminal import SHARES, human_bytes, matching, metric_value
 
 NEEDED = (
     "model",
@@ -32,6 +32,7 @@ OPTIONAL: dict[str, Any] = {
     "calibration": None,
     "lapq": None,
     "multipoint": None,
+    "outputs": None,
     "bits": {},
     "kernels": {},
     "tensors": [],
@@ -63,6 +64,7 @@ def page(report: Json) -> str:
             reasons=_reasons(report["nodes"]),
             noise=noise_by_layer(report["tensors"], (report["layers"] or {}).get("deployed_db") or {}),
             alone=_alone(report["layers"]),
+            matching=matching(report["outputs"]) if report["outputs"] else "",
             norm=norm_losses(report["lapq"] or {}),
             search=convergence(report["lapq"] or {}),
             points=error_by_budget(report["multipoint"] or {}),

@@ -70,6 +70,8 @@ def summary(report: Report) -> Table:
         table.add_row("accuracy", Text(_accuracy(report.accuracy)))
     if report.lapq is not None:
         table.add_row("steps", Text(_search(report.lapq)))
+    if report.outputs is not None:
+        table.add_row("layers", Text(matching(report.outputs)))
     if report.multipoint is not None:
         table.add_row("points", Text(_points(report.multipoint)))
     if report.speed is not None:
@@ -102,6 +104,23 @@ def widths(bits: Mapping[str, str]) -> str:
 def _accuracy(found: Accuracy) -> str:
     before, after = (metric_value(found.metric, value) for value in (found.before, found.after))
     return f"{found.metric} {before} -> {after} ({found.samples:,} test samples)"
+
+
+def matching(found: Mapping[str, Any]) -> str:
+    """Whether outputs of layers were matched with float, and what that does to the noise of the network's output.
+
+    >>> matching({"matched": True, "sqnr_db": [13.4, 16.12]})
+    'outputs matched with float (SQNR 16.1 dB, without that 13.4 dB)'
+    >>> matching({"matched": False, "sqnr_db": [8.0, None]})
+    'outputs not matched with float (SQNR 8.0 dB, with that none)'
+    """
+    start = f"outputs {'' if found['matched'] else 'not '}matched with float"
+    if found["sqnr_db"] is None:
+        return start
+    without, with_it = ("none" if value is None else f"{value:.1f} dB" for value in found["sqnr_db"])
+    if found["matched"]:
+        return f"{start} (SQNR {with_it}, without that {without})"
+    return f"{start} (SQNR {without}, with that {with_it})"
 
 
 def _points(found: Mapping[str, Any]) -> str:

@@ -58,10 +58,12 @@ class Matched:
     Attributes:
         plan: decisions of weights with other scales, by name.
         biases: of units, (C,), by the unit's name.
+        sqnr_db: of the network's output without and with them, whichever was taken; None where the two were not compared.
     """
 
     plan: dict[str, QuantDecision]
     biases: Biases
+    sqnr_db: tuple[float, float] | None = None
 
 
 def matched(
@@ -85,9 +87,10 @@ def matched(
     if not is_matched(program, ctx, correction):
         return nothing
     found = match_outputs(program, ctx, samples, patches)
-    if correction == "auto" and _sqnr_db(program, ctx, found) < _sqnr_db(program, ctx, nothing):
-        return nothing
-    return found
+    if correction != "auto":
+        return found
+    noise = _sqnr_db(program, ctx, nothing), _sqnr_db(program, ctx, found)
+    return replace(found if noise[1] >= noise[0] else nothing, sqnr_db=noise)
 
 
 def matched_model(program: Program, ctx: Context, outputs: Matched) -> ModelProto:

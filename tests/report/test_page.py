@@ -153,6 +153,18 @@ def test_figures_that_json_cannot_hold(full: dict[str, Any]) -> None:
     read(page({**full, "lapq": lapq, "speed": None, "coverage": None, "calibration": None}))
 
 
+def test_whether_outputs_of_layers_were_matched(full: dict[str, Any]) -> None:
+    def said(outputs: object) -> str:
+        return " ".join(read(page({**full, "outputs": outputs})).texts)
+
+    after = full["outputs"]["sqnr_db"][1]
+    assert f"Layers: outputs matched with float (SQNR {after:.1f} dB, without" in said(full["outputs"])
+    rejected = said({"matched": False, "sqnr_db": [None, 6.4]})
+    assert "outputs not matched with float (SQNR none, with that 6.4 dB)." in rejected
+    assert "outputs matched with float." in said({"matched": True, "sqnr_db": None})
+    assert "matched with float" not in said(None)
+
+
 def test_figures_are_those_of_the_report(full: dict[str, Any]) -> None:
     text = " ".join(read(page(full)).texts)
     size, speed = full["size"], full["speed"]
@@ -272,7 +284,7 @@ def test_what_is_no_report_is_refused(tmp_path: Path, content: bytes, said: str)
 
 
 @pytest.mark.parametrize(
-    "key", ["nodes", "size", "quality", "passes", "seconds", "tensors", "lapq", "output", "layers"]
+    "key", ["nodes", "size", "quality", "passes", "seconds", "tensors", "lapq", "output", "outputs", "layers"]
 )
 def test_a_damaged_report_is_one_sentence(full: dict[str, Any], key: str) -> None:
     for value in (7, "text", [1]):

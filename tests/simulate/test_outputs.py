@@ -170,6 +170,24 @@ def test_the_digits_keep_more(models_dir: Path) -> None:
     assert found[None] == found["deployed"]
 
 
+@pytest.mark.parametrize("correction", ["auto", "deployed", "output"])
+def test_the_report_says_what_became_of_outputs(models_dir: Path, correction: str) -> None:
+    files = models_dir / "digits_cnn.onnx", models_dir / "digits_calib.npz"
+    done = onnxq.compile_model(*files, bits="w3a4", bias_correction=correction, threads=1, speed=False)
+    report = done.report
+    if correction == "output":
+        assert report.outputs is None
+        return
+    assert report.outputs is not None
+    assert report.outputs["matched"]
+    assert (report.outputs["sqnr_db"] is None) == (correction == "deployed")
+    if report.outputs["sqnr_db"]:
+        assert report.difference is not None
+        assert report.difference.main is not None
+        # of the same samples as the report's; the emitted graph has other padding, which rounds floats otherwise
+        assert report.outputs["sqnr_db"][1] == pytest.approx(report.difference.main.sqnr_db, abs=0.01)
+
+
 @pytest.mark.parametrize("bits", ["w4a8", "w2a4"])
 @pytest.mark.parametrize("model", ["digits_cnn", "digits_transformer"])
 def test_auto_takes_what_has_less_noise(models_dir: Path, model: str, bits: str) -> None:
@@ -190,7 +208,10 @@ def test_auto_leaves_what_would_add_noise(
     for found, is_taken in ((good, True), (bad, False)):
         monkeypatch.setattr(outputs, "match_outputs", lambda *_, found=found: found)
         assert outputs.matched(program, ctx, "deployed") is found
-        assert (outputs.matched(program, ctx, "auto") is found) == is_taken
+        judged = outputs.matched(program, ctx, "auto")
+        assert judged.sqnr_db is not None
+        assert (judged.sqnr_db[1] > judged.sqnr_db[0]) == is_taken
+        assert (judged.plan, judged.biases) == ((found.plan, found.biases) if is_taken else ({}, {}))
 
 
 def test_fewer_samples_where_the_network_cannot_be_cut(
