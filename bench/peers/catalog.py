@@ -52,13 +52,14 @@ class Peer:
 
 
 TRANSFORMERS = ("minilm_l6_v2",)
-LAPQ, POINTS = {"ranges": "lapq"}, {"multipoint": 0.1}
+LAPQ, POINTS, ALL = {"ranges": "lapq"}, {"multipoint": 0.1}, {"first_last": "same"}
 SEARCHED = {
     "default": {},
     "lapq": LAPQ,
     "lapq, cosine": LAPQ | {"loss": "cosine"},
     "multipoint 0.1": POINTS,
     "lapq, multipoint 0.1": LAPQ | POINTS,
+    "all layers": ALL,
 }
 ENHANCED, EDGES = {"scheme": "tf_enhanced"}, {"edges": True}
 ITERATIONS = 500  # of AIMET's AdaRound a layer, whose default of 10,000 takes hours on one core
@@ -118,7 +119,7 @@ PEERS = {
                 "w4a4": SEARCHED,
                 "w4": {
                     "default": {},
-                    "all layers": {"first_last": "same"},
+                    "all layers": ALL,
                     "without samples": {"blind": True},
                     "multipoint 0.1": POINTS,
                 },
