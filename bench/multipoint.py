@@ -105,7 +105,7 @@ class Start:
         floats = self._weights_alone(program, out) if alone else None
         Pipeline(self.behind[1:]).run(program, self.ctx)
         model = program.to_model()
-        slim(model, program.source, program.source)
+        slim(model, {i.name for i in program.source.graph.value_info}, program.source)
         out.write_bytes(model.SerializeToString())
         facts = {key: found[key] for key in ("extra_weights", "bits_mean")}
         return {"bytes": out.stat().st_size, **quality(self.task, out), **facts}, floats

@@ -19,6 +19,7 @@ Floats = NDArray[np.floating]
 Codes = NDArray[np.integer]
 Number = TypeVar("Number", bound=np.generic)
 
+CHUNK = 1 << 18  # values in float64 at once
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 
@@ -89,10 +90,15 @@ def quantize(x: Floats, params: QuantParams) -> Codes:
     """Codes of `x` (any shape, no NaN), int8 or uint8 by the scheme's sign."""
     scheme = params.scheme
     scale = params.broadcast(params.scale, x.ndim)
-    zero = params.broadcast(params.zero_point, x.ndim)
-    with np.errstate(over="ignore"):  # what overflows float32 saturates
-        q = np.rint(np.divide(x, scale, dtype=np.float32)) + zero
-    codes: Codes = np.clip(q, scheme.qmin, scheme.qmax).astype(np.int8 if scheme.signed else np.uint8)
+    zero = params.broadcast(params.zero_point, x.ndim).astype(np.float32)
+    with np.errstate(
+        over="ignore"
+    ):  # what overflows float32 saturates, as does what it has no exact integers for
+        q = np.asarray(np.divide(x, scale, dtype=np.float32))
+    np.rint(q, out=q)
+    q += zero
+    np.clip(q, scheme.qmin, scheme.qmax, out=q)
+    codes: Codes = q.astype(np.int8 if scheme.signed else np.uint8)
     return codes
 
 
@@ -100,19 +106,23 @@ def dequantize(codes: Codes, params: QuantParams) -> NDArray[np.float32]:
     """Values of the codes, float32, the same shape."""
     zero = params.broadcast(params.zero_point, codes.ndim)
     scale = params.broadcast(params.scale, codes.ndim)
-    values: NDArray[np.float32] = ((codes.astype(np.int32) - zero) * scale).astype(np.float32)
+    values: NDArray[np.float32] = np.asarray(np.subtract(codes, zero, dtype=np.float32))  # exact below 2^24
+    values *= scale
     return values
 
 
 def sqnr_db(reference: Floats, approximation: Floats) -> float:
-    """Signal to quantization noise ratio in dB, 10 log10(sum r^2 / sum (r - a)^2); inf when equal.
+    """Signal to quantization noise ratio in dB, 10 log10(sum r^2 / sum (r - a)^2), of arrays of one shape; inf when equal.
 
     >>> round(sqnr_db(np.array([1.0, -1.0]), np.array([0.9, -0.9])), 6)
     20.0
     """
-    r = np.asarray(reference, np.float64)
-    noise = float(np.sum((r - approximation) ** 2))
-    signal = float(np.sum(r**2))
+    r, a = (np.ravel(values) for values in (reference, approximation))
+    signal, noise = 0.0, 0.0
+    for start in range(0, r.size, CHUNK):
+        part = r[start : start + CHUNK].astype(np.float64)
+        signal += float(np.sum(part**2))
+        noise += float(np.sum((part - a[start : start + CHUNK]) ** 2))
     if noise == 0.0:
         return float("inf")
     return 10.0 * float(np.log10(signal / noise)) if signal > 0.0 else float("-inf")

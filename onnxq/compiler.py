@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,7 +203,7 @@ def compile_model(
     with clock.stage("load"):
         progress("loading", 0, None)
         job = _load(model, calibration, load_calibration, images, samples, steps.opset(goal))
-        files = data_files(job.original)
+        files = job.original.files
         if files:
             job.program.spool = Spool(scratch or (Path(output).parent if output is not None else None))
             files |= {job.program.spool}
@@ -217,7 +217,7 @@ def compile_model(
     with clock.stage("emit"):
         table = _table(job, samples)
         compiled = job.program.to_model()
-        slim(compiled, job.original, job.prepared)
+        slim(compiled, job.original.typed, job.prepared)
         stamp(compiled, str(_reproducible(steps)), seed, table)
     with clock.stage("verify"):
         deployed = {name: measure(compiled) for name, measure in job.program.deployed.items()}
@@ -248,7 +248,7 @@ def compile_model(
         accuracy=accuracy,
         layers=verification.layers,
         speed=verification.speed,
-        float_bytes=model_bytes(job.original),
+        float_bytes=job.original.size,
         quantized_bytes=model_bytes(compiled),
         seconds=clock.seconds,
         peak_rss_bytes=peak_rss_bytes(),
@@ -299,11 +299,34 @@ def _megabytes(progress: Progress) -> Callable[[int, int], None]:
     return lambda done, total: progress("writing (MB)", done >> 20, total >> 20)
 
 
+@dataclass(frozen=True)
+class _Original:
+    """What is remembered of the model as it was read, whose weights need not be held beside those of the prepared one.
+
+    Attributes:
+        size: bytes of its file.
+        files: that hold its data.
+        typed: inner tensors whose types it states.
+        digest: None where neither samples nor a table of statistics ask for it.
+    """
+
+    size: int
+    files: frozenset[DataFile]
+    typed: frozenset[str]
+    digest: str | None
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto, has_digest: bool) -> _Original:
+        typed = frozenset(info.name for info in model.graph.value_info)
+        digest = model_digest(model) if has_digest else None
+        return cls(model_bytes(model), data_files(model), typed, digest)
+
+
 @dataclass(frozen=True, eq=False)
 class _Job:
     """What a compile starts from."""
 
-    original: onnx.ModelProto
+    original: _Original
     prepared: onnx.ModelProto
     notes: Sequence[str]
     data: Dataset | None
@@ -319,10 +342,11 @@ def _load(
     samples: int,
     opset: int,
 ) -> _Job:
-    original = model if isinstance(model, onnx.ModelProto) else load_model(model)
-    prepared, notes = prepare(original, opset)
+    read = model if isinstance(model, onnx.ModelProto) else load_model(model)
+    prepared, notes = prepare(read, opset)
     data = _open(calibration, prepared, images)
     program = Program.from_model(prepared)
+    original = _Original.of(read, data is not None or table_path is not None)
     table = _load_table(table_path, original, data, samples)
     if table is not None:
         program.statistics.update(table.tensors)
@@ -335,11 +359,10 @@ def _open(source: Source | None, model: onnx.ModelProto, images: ImageOptions | 
     return open_data(source, input_specs(model), images=images or ImageOptions())
 
 
-def slim(compiled: onnx.ModelProto, original: onnx.ModelProto, prepared: onnx.ModelProto) -> None:
-    """Take out what runtimes do not need and small files feel: types of inner tensors that the user's model does not state, and
+def slim(compiled: onnx.ModelProto, typed: Collection[str], prepared: onnx.ModelProto) -> None:
+    """Take out what runtimes do not need and small files feel: types of inner tensors but those that the user's model states, and
     names of nodes that it does not have."""
-    stated = {info.name for info in original.graph.value_info}
-    kept = [info for info in compiled.graph.value_info if info.name in stated]
+    kept = [info for info in compiled.graph.value_info if info.name in typed]
     del compiled.graph.value_info[:]
     compiled.graph.value_info.extend(kept)
     named = {node.name for node in prepared.graph.node}
@@ -349,12 +372,13 @@ def slim(compiled: onnx.ModelProto, original: onnx.ModelProto, prepared: onnx.Mo
 
 
 def _load_table(
-    path: str | Path | None, model: onnx.ModelProto, data: Dataset | None, samples: int
+    path: str | Path | None, original: _Original, data: Dataset | None, samples: int
 ) -> CalibrationTable | None:
     if path is None:
         return None
     table = CalibrationTable.load(path)
-    table.check(model_digest(model), data.digest(samples) if data is not None else None)
+    assert original.digest is not None
+    table.check(original.digest, data.digest(samples) if data is not None else None)
     return table
 
 
@@ -365,9 +389,8 @@ def _table(job: _Job, samples: int) -> CalibrationTable | None:
         return job.table
     count = job.data.count()
     used = samples if count is None else min(count, samples)
-    return CalibrationTable(
-        model_digest(job.original), job.data.digest(samples), used, dict(job.program.statistics)
-    )
+    assert job.original.digest is not None
+    return CalibrationTable(job.original.digest, job.data.digest(samples), used, dict(job.program.statistics))
 
 
 def _save_table(table: CalibrationTable | None, path: str | Path) -> None:
