@@ -37,7 +37,7 @@ class Feedback:
     Attributes:
         damped: H, (groups, K, K).
         order: columns, largest moments first, (groups, K).
-        upper: U of H in that order, (groups, K, K).
+        lower: U^T of H in that order, (groups, K, K).
     """
 
     def __init__(self, moment: Floats) -> None:
@@ -45,7 +45,7 @@ class Feedback:
         self.damped = _damped(moment)
         self.order = np.argsort(-np.einsum("gkk->gk", moment), axis=1, kind="stable")
         rows = np.take_along_axis(self.damped, self.order[:, :, None], 1)
-        self.upper = _inverse_factor(np.take_along_axis(rows, self.order[:, None], 2))
+        self.lower = _inverse_factor(np.take_along_axis(rows, self.order[:, None], 2))
 
     def round(
         self,
@@ -67,7 +67,7 @@ class Feedback:
         Returns:
             Whole numbers, the shape of rows.
         """
-        order, upper = self.order, self.upper
+        order, lower = self.order, self.lower
         groups, count, size = rows.shape
         work = (
             np.take_along_axis(rows, order[:, None], 2).transpose(0, 2, 1) / scale[:, None]
@@ -75,20 +75,21 @@ class Feedback:
         codes = np.zeros((groups, size + 1, count))  # the last place is the neighbour of those that have none
         beside = _places(order, partners)
         group = np.arange(groups)
-        least, most = ends
-        low, high = least, most
+        low, high = least, most = ends
+        is_bound = _binds(limit, partners, ends)
         for start in range(0, size, BLOCK):
             stop = min(start + BLOCK, size)
             errors = np.empty((groups, stop - start, count))
             for j in range(start, stop):
-                if limit and len(beside):
+                done = j - start
+                wanted = work[:, j] - (lower[:, j, None, start:j] @ errors[:, :done])[:, 0]
+                if is_bound:
                     known = codes[group, beside[:, :, j]]  # (orders, groups, rows)
                     high = np.minimum(limit - known.max(axis=0).clip(min=0), most)
                     low = np.maximum(-limit - known.min(axis=0).clip(max=0), least)
-                codes[:, j] = np.clip(np.rint(work[:, j]), low, high)
-                errors[:, j - start] = (work[:, j] - codes[:, j]) / upper[:, j, j, None]
-                work[:, j + 1 : stop] -= upper[:, j, j + 1 : stop, None] * errors[:, j - start, None]
-            work[:, stop:] -= upper[:, start:stop, stop:].transpose(0, 2, 1) @ errors
+                codes[:, j] = np.clip(np.rint(wanted), low, high)
+                errors[:, done] = (wanted - codes[:, j]) / lower[:, j, j, None]
+            work[:, stop:] -= lower[:, stop:, start:stop] @ errors
         found = np.empty_like(rows)
         np.put_along_axis(found, order[:, None], codes[:, :size].transpose(0, 2, 1), 2)
         return found
@@ -112,21 +113,24 @@ class Feedback:
         """
         groups, count, size = rows.shape
         low, high = least, most = ends
+        is_bound = _binds(limit, partners, ends)
         found = np.zeros((groups, size + 1, count))  # the last place is the neighbour of those that have none
         found[:, :size] = codes.transpose(0, 2, 1)
         slope = self.damped @ (rows / scale[:, :, None] - codes).transpose(0, 2, 1)  # (groups, K, rows)
         for start in (*range(0, size, BLOCK),) * sweeps:
             stop = min(start + BLOCK, size)
-            before, inner = found[:, start:stop].copy(), slope[:, start:stop].copy()
+            changes = np.empty((groups, stop - start, count))
             for j in range(start, stop):
-                if limit and len(partners):
+                done = j - start
+                own = slope[:, j] - (self.damped[:, j, None, start:j] @ changes[:, :done])[:, 0]
+                if is_bound:
                     beside = found[:, partners[:, j]]  # (groups, orders, rows)
                     high = np.minimum(limit - beside.max(axis=1).clip(min=0), most)
                     low = np.maximum(-limit - beside.min(axis=1).clip(max=0), least)
-                column, old = self.damped[:, start:stop, j, None], found[:, j].copy()
-                found[:, j] = np.clip(np.rint(old + inner[:, j - start] / column[:, j - start]), low, high)
-                inner -= column * (found[:, j] - old)[:, None]
-            slope -= self.damped[:, :, start:stop] @ (found[:, start:stop] - before)
+                code = np.clip(np.rint(found[:, j] + own / self.damped[:, j, j, None]), low, high)
+                changes[:, done] = code - found[:, j]
+                found[:, j] = code
+            slope -= self.damped[:, :, start:stop] @ changes
         return np.ascontiguousarray(found[:, :size].transpose(0, 2, 1))
 
 
@@ -156,6 +160,11 @@ def output_error(difference: Rows, moment: Floats) -> Rows:
     return error
 
 
+def _binds(limit: int, partners: NDArray[np.intp], ends: tuple[int | Rows, int | Rows]) -> bool:
+    """Whether the limit can keep two neighbours from codes between the ends."""
+    return bool(limit and len(partners) and 2 * max(np.max(ends[1]), -np.min(ends[0])) > limit)
+
+
 def _damped(moment: Floats) -> Rows:
     """H = E[x x^T] + d I, (groups, K, K)."""
     size = moment.shape[1]
@@ -165,8 +174,8 @@ def _damped(moment: Floats) -> Rows:
 
 
 def _inverse_factor(damped: Rows) -> Rows:
-    """U of H^-1 = U^T U, (groups, K, K)."""
-    return np.linalg.cholesky(np.linalg.inv(damped)).transpose(0, 2, 1)
+    """U^T of H^-1 = U^T U, (groups, K, K)."""
+    return np.linalg.cholesky(np.linalg.inv(damped))
 
 
 def _places(order: NDArray[np.intp], partners: NDArray[np.intp]) -> NDArray[np.intp]:
