@@ -273,6 +273,7 @@ TABLES = (  # page, name of the mark, results, rows
     ("docs/multipoint.md", "table", "decomposition.json", sums_table),
     (BENCHMARKS, "table", "peers.json", peers.summary),
     (BENCHMARKS, "behind", "peers.json", peers.behind),
+    (BENCHMARKS, "costs", "compile_cost.json", peers.costs),
     (BENCHMARKS, "rows", "peers.json", peers.full),
 )
 

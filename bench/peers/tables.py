@@ -1,4 +1,4 @@
-"""Tables of bench/results/peers.json as Markdown: the best of each tool, every row, and where another tool is ahead."""
+"""Tables of peers.json and compile_cost.json in bench/results: the best of each tool, every row, costs, who is ahead where."""
 
 from __future__ import annotations
 
@@ -115,6 +115,24 @@ def behind(results: dict[str, Any]) -> str:
                     )
                     rows.append(_line((model, setting, *cells, ", ".join(ahead))))
     return "\n".join(rows)
+
+
+def costs(results: dict[str, Any]) -> str:
+    """CPU seconds and peak memory of a compile to 8 bits, those of other tools also as multiples of ours."""
+    tools = list(next(found for _, found in models(results)))
+    rows = [_line(("model", *(TOOLS[tool] for tool in tools))), "|---" * (len(tools) + 1) + "|"]
+    for model, found in models(results):
+        rows.append(_line((model, *(_cost(tool, found[tool]) for tool in tools))))
+    return "\n".join(rows)
+
+
+def _cost(tool: str, row: Row) -> str:
+    if "failed" in row:
+        return "fails"
+    text = f"{row['cpu_seconds']:.2f} s, {row['peak_mb']:.0f} MB"
+    if tool == OURS:
+        return text
+    return f"{text} ({row['cpu_seconds_over_onnxq']:.2f}x, {row['peak_mb_over_onnxq']:.2f}x)"
 
 
 def lead(ours: Row, theirs: Row) -> list[str]:

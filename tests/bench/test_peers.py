@@ -207,3 +207,27 @@ def test_the_tables_take_the_best_way_and_name_who_is_ahead(monkeypatch: pytest.
     text = tables.full(results)
     assert "- quark: default: no 4 bits" in text
     assert text.index("aimet: default (slow)") < text.index("onnxq: lapq") < text.index("onnxq: default")
+
+
+def test_costs_are_compared_within_a_round(
+    run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost, tables = importlib.import_module("peers.cost"), importlib.import_module("peers.tables")
+    adapter = run.PEERS["fake"].adapter
+    ways = {"default": {}, "abort": {"way": "abort"}}
+    made = {name: run.Peer(name, {"w8a8": ways}, adapter=adapter) for name in ("onnxq", "alike", "ended")}
+    monkeypatch.setattr(run, "PEERS", made)
+    monkeypatch.setattr(cost, "PEERS", {"onnxq": "default", "alike": "default", "ended": "abort"})
+    monkeypatch.setattr(cost, "ROUNDS", 1)
+    monkeypatch.setattr(tables, "TOOLS", dict.fromkeys(made, "a tool"))
+    found = cost.compare("digits_cnn", tmp_path)
+    ours, theirs = found["onnxq"], found["alike"]
+    assert ours["cpu_seconds_over_onnxq"] == ours["peak_mb_over_onnxq"] == 1.0
+    for key in ("cpu_seconds", "peak_mb"):
+        assert theirs[f"{key}_over_onnxq"] == pytest.approx(theirs[key] / ours[key])
+    assert ours["peak_mb"] > 20  # Python with numpy and onnx takes more
+    assert found["ended"] == {"failed": "it died of SIGABRT"}
+    cells = tables.costs({"versions": {}, "digits_cnn": found}).splitlines()[-1].split(" | ")
+    assert cells[1] == f"{ours['cpu_seconds']:.2f} s, {ours['peak_mb']:.0f} MB"
+    assert cells[2].endswith(f"x, {theirs['peak_mb_over_onnxq']:.2f}x)")
+    assert cells[3] == "fails |"
