@@ -91,9 +91,7 @@ def quantize(x: Floats, params: QuantParams) -> Codes:
     scheme = params.scheme
     scale = params.broadcast(params.scale, x.ndim)
     zero = params.broadcast(params.zero_point, x.ndim).astype(np.float32)
-    with np.errstate(
-        over="ignore"
-    ):  # what overflows float32 saturates, as does what it has no exact integers for
+    with np.errstate(over="ignore"):  # what overflows float32, or has no exact integer in it, saturates
         q = np.asarray(np.divide(x, scale, dtype=np.float32))
     np.rint(q, out=q)
     q += zero
