@@ -117,6 +117,7 @@ class Program:
         reference: the program as it was when the plan was made, its graph float and its biases the model's; kept where layers
             are to be measured.
         biases: what passes made of biases (C,) to make up for quantized weights, by the name of the unit.
+        searched: biases (C,) with which a search of steps ended, by the name of the unit; for correct-bias to take or to better.
         codes: names of the activations' codes in the emitted graph, by tensor.
         deployed: losses to evaluate on the emitted model, by the name of the pass that asks for it.
     """
@@ -134,6 +135,7 @@ class Program:
     folded: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     reference: Program | None = None
     biases: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    searched: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     codes: dict[str, str] = field(default_factory=dict)
 
     @classmethod

@@ -18,7 +18,7 @@ normalizations anew would do.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxq.affine import dequantize
-from onnxq.bias import BiasCorrection, least_scales
+from onnxq.bias import BiasCorrection, corrected_bias, least_scales, uncorrectable
 from onnxq.calibration.collect import activations
 from onnxq.errors import DataError, UsageError
 from onnxq.graph import float_values
@@ -48,6 +48,7 @@ Biases = dict[str, NDArray[np.float32]]
 BYTE = 8
 FURTHEST = 2.0  # that a spread is changed by
 JUDGED, BATCH = 64, 8  # samples that tell whether matching helps, and at once
+CLEAR_DB = 1.0  # by which matching anew must be worse than what a search ended with: its steps were chosen by another loss
 ENOUGH = 32  # places that tell a spread
 
 
@@ -58,7 +59,7 @@ class Matched:
     Attributes:
         plan: decisions of weights with other scales, by name.
         biases: of units, (C,), by the unit's name.
-        sqnr_db: of the network's output without and with them, whichever was taken; None where the two were not compared.
+        sqnr_db: of the network's output without and with them, whichever was taken; None where that says nothing.
     """
 
     plan: dict[str, QuantDecision]
@@ -72,7 +73,7 @@ def matched(
     """What `match_outputs` finds where a bias correction matches outputs, else nothing.
 
     `auto` takes it only if the network's output then has less noise on samples: where normalizations in float set spreads right
-    anyway, matching them amplifies noise for nothing.
+    anyway, matching them amplifies noise for nothing. What a search ended with stays where matching anew is clearly worse.
 
     Args:
         program, ctx, samples, patches: as for `match_outputs`.
@@ -83,14 +84,22 @@ def matched(
         UsageError: correction=deployed where one side alone is quantized.
         ModelError: the model cannot be run.
     """
-    nothing = Matched({}, {})
+    nothing, searched = Matched({}, {}), Matched({}, program.searched)
     if not is_matched(program, ctx, correction):
         return nothing
     found = match_outputs(program, ctx, samples, patches)
-    if correction != "auto":
+    if correction != "auto" and not program.searched:
         return found
-    noise = _sqnr_db(program, ctx, nothing), _sqnr_db(program, ctx, found)
-    return replace(found if noise[1] >= noise[0] else nothing, sqnr_db=noise)
+    best, with_it = found, _sqnr_db(program, ctx, found)
+    if program.searched and (kept := _sqnr_db(program, ctx, searched)) > with_it + CLEAR_DB:
+        best, with_it = searched, kept
+    if correction != "auto":
+        return best
+    without = _sqnr_db(program, ctx, nothing)
+    compared = (
+        None if program.searched else (without, with_it)
+    )  # after a search, scales fit to its biases alone
+    return replace(best if with_it >= without else nothing, sqnr_db=compared)
 
 
 def matched_model(program: Program, ctx: Context, outputs: Matched) -> ModelProto:
@@ -137,6 +146,26 @@ def match_outputs(program: Program, ctx: Context, samples: int = 128, patches: i
         found = _sums(layers[name], walk, arriving, patches)
         _match(layers[name], walk, float_sums[name], found)
     return Matched({n: d for n, d in walk.plan.items() if d is not program.plan[n]}, walk.biases)
+
+
+def moved(program: Program, biases: Mapping[str, Array], plan: Mapping[str, QuantDecision]) -> Biases:
+    """Biases that belong to the weights of a plan, for those of the program: less what these shift means by beyond those.
+
+    Args:
+        program: its plan is complete.
+        biases: (C,), by the name of a unit.
+        plan: decisions of the weights that they belong to.
+    """
+    nodes, found = {n.name: n for n in program.graph.nodes}, {}
+    for name, bias in biases.items():
+        unit, group = program.units[name], nodes[name].attrs.get("group", 1)
+        decision = plan[unit.weight or ""]
+        assert decision.codes is not None
+        assert decision.params is not None
+        weights = dequantize(decision.codes, decision.params)
+        movable = uncorrectable(unit, program) is None
+        found[name] = corrected_bias(program, unit, bias, weights, group) if movable else bias
+    return found
 
 
 def is_matched(program: Program, ctx: Context, correction: BiasCorrection) -> bool:

@@ -17,7 +17,7 @@ from onnxq.passes.search_steps import SearchSteps
 from onnxq.pipeline import Context, Pipeline
 from onnxq.program import Program
 from onnxq.saturation import excess
-from onnxq.simulate import Evaluator, match_outputs, matched_model
+from onnxq.simulate import Evaluator, Matched, match_outputs, matched_model
 from onnxq.simulate.variables import Weights
 
 PLAN = "fold-constants flatten-matmul annotate:{} calibrate:ranges=mse choose-ranges quantize-weights"
@@ -113,6 +113,20 @@ def test_the_search_starts_where_outputs_are_matched(planned: Callable[..., tupl
         if facts["factors"].get(name, 1.0) == 1.0:
             found = program.params(name).scale
             np.testing.assert_array_equal(found, decision.params.scale if decision.params else None)
+
+
+def test_biases_that_the_search_ended_with_are_kept(planned: Callable[..., tuple[Program, Context]]) -> None:
+    """They have the loss that the search found, wherever its steps went."""
+    program, ctx = planned()
+    evaluator = Evaluator(program, ctx, "kl", 64)
+    facts = SearchSteps(loss="kl", samples=64, budget="30", variables="all").run(program, ctx).facts["lapq"]
+    assert any(facts["factors"].get(unit.weight, 1.0) != 1.0 for unit in program.units.values())
+    assert facts["loss_end"] < 0.99 * facts["loss_start"]
+    kept = matched_model(program, ctx, Matched({}, program.searched))
+    assert evaluator.deployed_loss(kept) == pytest.approx(facts["loss_end"], rel=1e-6)
+    program, ctx = planned()
+    SearchSteps(loss="kl", samples=64, budget="3", correction="output").run(program, ctx)
+    assert program.searched == {}
 
 
 def test_the_deployed_loss_is_in_the_report(models_dir: Path) -> None:

@@ -214,6 +214,26 @@ def test_auto_leaves_what_would_add_noise(
         assert (judged.plan, judged.biases) == ((found.plan, found.biases) if is_taken else ({}, {}))
 
 
+def test_what_a_search_ended_with_stays_where_matching_anew_is_clearly_worse(
+    parse_program: ParseProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = prepared(parse_program, "weights=int4:channel,activations=uint4")
+    ctx, good = context(program), outputs.match_outputs(program, context(program))
+    program.plan.update(good.plan)
+    program.searched = dict(good.biases)
+    decision = good.plan["w"]
+    assert decision.params is not None
+    for factor, is_kept in ((1.0, False), (1.5, True)):
+        params = replace(decision.params, scale=factor * decision.params.scale)
+        anew = outputs.Matched({"w": replace(decision, params=params)}, good.biases)
+        monkeypatch.setattr(outputs, "match_outputs", lambda *_, anew=anew: anew)
+        for correction in ("auto", "deployed"):
+            found = outputs.matched(program, ctx, correction)
+            assert found.plan == ({} if is_kept else anew.plan)
+            assert found.biases == program.searched
+            assert found.sqnr_db is None
+
+
 def test_fewer_samples_where_the_network_cannot_be_cut(
     planned: Callable[..., tuple[Program, Context]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
