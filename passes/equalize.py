@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from onnxq.affine import dequantize, quantize
 from onnxq.balance import Site, balance, output_gains
+from onnxq.calibration.channels import ChannelStatistics
 from onnxq.calibration.collect import collect
-from onnxq.calibration.statistics import ChannelStatistics, Needs
+from onnxq.calibration.statistics import Needs
 from onnxq.channel_classes import FIXED, ZERO, Channels, Layer
 from onnxq.channels import find_channels
 from onnxq.errors import DataError

@@ -49,7 +49,8 @@ def find_parts(graph: gs.Graph, needs: Mapping[str, Needs]) -> tuple[dict[str, N
         if not inside:
             continue
         left = {tensor: need for tensor, need in left.items() if tensor not in inside}
-        left[place.whole] = replace(whole, channels=axis)
+        power = whole.power or any(needs[tensor].power for tensor in inside)
+        left[place.whole] = replace(whole, channels=axis, power=power)
         parts |= inside
     return left, parts
 

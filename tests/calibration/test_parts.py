@@ -49,6 +49,15 @@ def test_what_needs_more_is_gathered(program: Program) -> None:
     assert parts == {"d": Part("e", slice(0, 2))}
 
 
+def test_powers_of_a_part_are_gathered_with_the_whole(program: Program) -> None:
+    ctx = Context(data=open_data(feeds(2), input_specs(program.source)), threads=1)
+    found = collect(program, ctx, {"d": Needs(channels=1, power=True), "e": Needs()}, "calibrating")
+    channels = found["d"].channels
+    assert channels is not None
+    wanted = (np.maximum(feeds(2)["x"].astype(np.float32), 0.0) ** 2).mean(axis=(0, 2, 3), dtype=np.float64)
+    np.testing.assert_allclose(channels.power, wanted, rtol=1e-6)  # of float32 squares, summed in float64
+
+
 @pytest.mark.parametrize("needs", [Needs(channels=2), None])
 def test_a_concat_of_other_channels_or_none_keeps_its_parts(program: Program, needs: Needs | None) -> None:
     asked = {"a": Needs(), "x": Needs()} | ({} if needs is None else {"e": needs})
