@@ -10,7 +10,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxq.affine import dequantize
 from onnxq.graph import Names, constant, float_values, set_input
 from onnxq.program import Program, Unit
 
@@ -91,10 +90,8 @@ def corrected_bias(
         group: of a convolution.
     """
     decision, statistics = program.plan[unit.weight or ""], program.statistics[unit.inputs[0]]
-    assert decision.codes is not None
-    assert decision.params is not None
     assert statistics.channels is not None
-    error = dequantize(decision.codes, decision.params) - weights
+    error = decision.values - weights
     shifted: NDArray[np.float32] = (bias - output_shift(error, statistics.channels.mean, unit, group)).astype(
         np.float32
     )

@@ -11,7 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxq.affine import QuantParams
+from onnxq.affine import QuantParams, dequantize
 from onnxq.calibration.statistics import TensorStatistics
 from onnxq.model.disk import Spool
 from onnxq.model.surgeon import shelve, to_graph, to_model
@@ -93,6 +93,13 @@ class QuantDecision:
     params: QuantParams | None = None
     codes: NDArray[np.integer[Any]] | None = None
     points: PointRows | None = None
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """What the codes stand for, float32, in their shape; there must be codes and parameters."""
+        assert self.codes is not None
+        assert self.params is not None
+        return dequantize(self.codes, self.params)
 
 
 Sides = Literal["both", "weights", "activations"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.affine import SMALLEST_SCALE, QuantParams, dequantize, quantize
+from onnxq.affine import SMALLEST_SCALE, QuantParams, quantize
 from onnxq.errors import DataError
 from onnxq.program import Program, QuantDecision, Unit
 from onnxq.quantizers import weight_params
@@ -119,9 +119,7 @@ def safe_codes(
 
 def is_coarse(values: NDArray[np.float32], decision: QuantDecision, axis: int) -> bool:
     """Whether half of the output channels keep less than ENOUGH_DB with the codes that they have."""
-    assert decision.codes is not None
-    assert decision.params is not None
-    return typical_sqnr_db(values, dequantize(decision.codes, decision.params), axis) < ENOUGH_DB
+    return typical_sqnr_db(values, decision.values, axis) < ENOUGH_DB
 
 
 def typical_sqnr_db(values: NDArray[np.float32], approximation: NDArray[np.float32], axis: int) -> float:

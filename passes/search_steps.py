@@ -21,7 +21,7 @@ from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
 from onnxq.search import Budget, Checkpoint, Progress, Result, Rules, estimate, minimize
 from onnxq.search.objective import Objective, Part
-from onnxq.simulate import Evaluator, Rounding, matched, moved
+from onnxq.simulate import Evaluator, Rounding, matched, moved_biases
 
 Vector = NDArray[np.float64]
 
@@ -77,7 +77,7 @@ class SearchSteps(Pass):
         with spread(evaluator, self.cluster) as losses:
             result = self._search(_Chosen(losses, len(evaluator.variables), chosen), evaluator, ctx)
         evaluator.apply(_full(result.point, len(evaluator.variables), chosen))
-        program.searched = moved(program, outputs.biases, start)
+        program.searched = moved_biases(program, outputs.biases, start)
         program.deployed["search-steps"] = evaluator.deployed_loss
         names = [evaluator.variables[i].name for i in chosen]
         facts: dict[str, Any] = {

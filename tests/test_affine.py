@@ -162,6 +162,9 @@ def test_sqnr() -> None:
     assert sqnr_db(signal, signal * 0.99) == pytest.approx(40.0)  # the noise is a hundredth of the signal
     assert sqnr_db(np.zeros(3), np.ones(3)) == -np.inf
     assert sqnr_db(signal, signal / 2) < 7  # a scale that is off by 2 does not pass
+    long = np.zeros((3, 100_000), np.float32)
+    long[2] = 1.0  # more values than are looked at at once, all that counts in the last
+    assert sqnr_db(long, 0.9 * long) == pytest.approx(20.0, abs=1e-5)  # of 0.9 in float32
     step = 2 / 255
     # Noise of rounding is uniform over a step: variance step^2 / 12, for a signal of variance 1/3.
     x = rng.uniform(-1, 1, 100_000).astype(np.float32)

@@ -1,13 +1,13 @@
 """What a compile to 8 bits costs: onnxq and the quantizers that come closest, in turn, each in a process of its own.
 
-    python bench/peers/cost.py [MODEL ...]        writes bench/results/compile_cost.json
-
 CPU seconds and peak memory are of the whole process, its imports included, as in bench/peers/run.py: medians of the rounds.
-Ratios are medians too, of the ratios within a round. Other tools take several times as much: bench/results/peers.json.
+Ratios are medians too, of the ratios within a round. Writes bench/results/compile_cost.json; what other tools take is in
+bench/results/peers.json.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
@@ -18,10 +18,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from peers.adapters.job import Job
-from peers.environments import interpreter
-from peers.jobs import Outcome, run_job
-from peers.run import MODELS, SECONDS, Row, calibration, has_vnni, plan
+from peers.jobs import Outcome
+from peers.run import MODELS, SECONDS, Row, calibration, compile_row, has_vnni, plan
 
 RESULTS = Path(__file__).parents[1] / "results" / "compile_cost.json"
 ROUNDS = 7
@@ -37,9 +35,7 @@ def rows(model: str) -> list[Row]:
 def cost(row: Row, calib: Path) -> Outcome:
     """Of one compile, whose output is not kept."""
     with tempfile.TemporaryDirectory() as folder:
-        output, batch = Path(folder, "quantized.onnx"), 1 if row.task.batch == 1 else row.peer.batch
-        job = Job(str(row.task.path), str(calib), str(output), row.setting, batch, row.options)
-        return run_job(interpreter(row.peer.name), row.peer.script, job, SECONDS)
+        return compile_row(row, calib, Path(folder, "quantized.onnx"), SECONDS)
 
 
 def compare(model: str, shared: Path) -> dict[str, dict[str, Any]]:
@@ -63,16 +59,20 @@ def figures(peer: str, rounds: Sequence[Mapping[str, Outcome]]) -> dict[str, Any
     return found
 
 
-def main(models: list[str]) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure the named models, all without names; other models keep their rows."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    text = f"models to measure, all of them unless named: {', '.join(MODELS)}"
+    made.add_argument("--model", nargs="+", choices=MODELS, default=MODELS, metavar="M", help=text)
+    asked = made.parse_args(arguments)
     results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     results["versions"] = {"vnni": has_vnni(), "rounds": ROUNDS}
     with tempfile.TemporaryDirectory() as shared:
-        for model in models or MODELS:
+        for model in asked.model:
             results[model] = compare(model, Path(shared))
             print(model, results[model], flush=True)
             RESULTS.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

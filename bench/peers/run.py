@@ -91,13 +91,22 @@ def plan(
 def measure(row: Row, calib: Path, folder: Path, seconds: int) -> tuple[dict[str, Any], dict[str, str]]:
     """The figures of a row, or why there are none, and the versions of the packages behind it."""
     output = folder / "quantized.onnx"
-    batch = 1 if row.task.batch == 1 else row.peer.batch
-    job = Job(str(row.task.path), str(calib), str(output), row.setting, batch, row.options)
     try:
-        outcome = run_job(interpreter(row.peer.name), row.peer.script, job, seconds)
+        outcome = compile_row(row, calib, output, seconds)
     except NotInstalledError as error:
         return {"failed": str(error)}, {}
     return figures(outcome, row.task, output), outcome.versions
+
+
+def compile_row(row: Row, calib: Path, output: Path, seconds: int) -> Outcome:
+    """What the compile of a row came to.
+
+    Raises:
+        NotInstalledError: the peer's environment cannot be made.
+    """
+    batch = 1 if row.task.batch == 1 else row.peer.batch
+    job = Job(str(row.task.path), str(calib), str(output), row.setting, batch, row.options)
+    return run_job(interpreter(row.peer.name), row.peer.script, job, seconds)
 
 
 def figures(outcome: Outcome, task: Task, output: Path) -> dict[str, Any]:

@@ -145,10 +145,8 @@ def quantized_alone(model: ModelProto, program: Program, unit: Unit, target: Tar
     weight, node = program.units[unit.name].weight, nodes[unit.name]
     decision = program.plan.get(weight) if weight is not None else None
     if decision is not None and decision.codes is not None and program.sides != "activations":
-        assert decision.params is not None
-        values = dequantize(decision.codes, decision.params)
         kept = tuple(slice(size) for size in node.inputs[1].shape)  # without channels that were padded
-        node.inputs[1] = constant(names, f"{weight}_rounded", values[kept])
+        node.inputs[1] = constant(names, f"{weight}_rounded", decision.values[kept])
     if unit.name in program.biases:
         set_bias(view, names, nodes, unit, program.biases[unit.name])
     if program.sides == "weights":

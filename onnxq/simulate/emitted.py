@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnxq.affine import dequantize
 from onnxq.bias import corrected_bias, float_bias, set_bias, uncorrectable
 from onnxq.borders import Correction, Recipe, uncorrected
 from onnxq.emission import write_qdq
@@ -103,7 +102,7 @@ def _correction(program: Program, biases: Biases, starts: Biases) -> Correction:
             continue
         values = float_values(tensors[unit.weight])
         assert values is not None
-        weights[unit.name] = _values(program, unit.weight) if unit.name in starts else values
+        weights[unit.name] = program.plan[unit.weight].values if unit.name in starts else values
         if float_bias(unit, tensors) is None:
             zeros = np.zeros(values.shape[unit.channel_axis], np.float32)
             set_bias(program, names, nodes, unit, zeros)
@@ -117,11 +116,3 @@ def _correction(program: Program, biases: Biases, starts: Biases) -> Correction:
         return corrected_bias(view, unit, start, weights[unit.name], groups[unit.name])
 
     return correct
-
-
-def _values(program: Program, weight: str) -> NDArray[np.float32]:
-    """What the codes of a weight stand for."""
-    decision = program.plan[weight]
-    assert decision.codes is not None
-    assert decision.params is not None
-    return dequantize(decision.codes, decision.params)

@@ -96,9 +96,8 @@ def matched(
     if correction != "auto":
         return best
     without = _sqnr_db(program, ctx, nothing)
-    compared = (
-        None if program.searched else (without, with_it)
-    )  # after a search, scales fit to its biases alone
+    # the scales that a search ended with fit to its biases alone, so that their noise without them says nothing
+    compared = None if program.searched else (without, with_it)
     return replace(best if with_it >= without else nothing, sqnr_db=compared)
 
 
@@ -148,7 +147,7 @@ def match_outputs(program: Program, ctx: Context, samples: int = 128, patches: i
     return Matched({n: d for n, d in walk.plan.items() if d is not program.plan[n]}, walk.biases)
 
 
-def moved(program: Program, biases: Mapping[str, Array], plan: Mapping[str, QuantDecision]) -> Biases:
+def moved_biases(program: Program, biases: Mapping[str, Array], plan: Mapping[str, QuantDecision]) -> Biases:
     """Biases that belong to the weights of a plan, for those of the program: less what these shift means by beyond those.
 
     Args:
@@ -159,11 +158,7 @@ def moved(program: Program, biases: Mapping[str, Array], plan: Mapping[str, Quan
     nodes, found = {n.name: n for n in program.graph.nodes}, {}
     for name, bias in biases.items():
         unit, group = program.units[name], nodes[name].attrs.get("group", 1)
-        decision = plan[unit.weight or ""]
-        assert decision.codes is not None
-        assert decision.params is not None
-        weights = dequantize(decision.codes, decision.params)
-        movable = uncorrectable(unit, program) is None
+        weights, movable = plan[unit.weight or ""].values, uncorrectable(unit, program) is None
         found[name] = corrected_bias(program, unit, bias, weights, group) if movable else bias
     return found
 
@@ -263,11 +258,8 @@ class _Sums:
 
 def _sums(layer: _Layer, walk: Walk, batches: Sequence[Array], patches: int) -> _Sums:
     """Of what a quantized layer makes of codes."""
-    decision, params = walk.plan[layer.weight], walk.plan[layer.source].params
-    assert decision.codes is not None
-    assert decision.params is not None
+    params, weights, sums = walk.plan[layer.source].params, walk.plan[layer.weight].values, _Sums()
     assert params is not None
-    weights, sums = dequantize(decision.codes, decision.params), _Sums()
     for number, codes in enumerate(batches):
         sums.add(layer.outputs(weights, dequantize(codes, params), number, patches))
     return sums

@@ -12,6 +12,7 @@ from onnxq.measure.compare import Difference, OutputDifference
 from onnxq.measure.coverage import Coverage
 from onnxq.measure.metrics import Accuracy
 from onnxq.measure.speed import Speed
+from onnxq.pipeline import PassResult, Step
 from onnxq.report.model import NodeRow, Report
 from onnxq.report.terminal import comparison, human_bytes, inspection, pass_table, reasons, summary
 
@@ -70,6 +71,13 @@ def test_summary_of_accuracy() -> None:
     )
     worse = Accuracy("mse", 0.25, float("nan"), 8, "test.npz")
     assert "mse 0.25 -> not finite (8 test samples)" in shown(summary(report(accuracy=worse)), 80)
+
+
+def test_summary_of_outputs_that_were_matched() -> None:
+    result = PassResult(3, facts={"outputs": {"matched": True, "sqnr_db": (13.4, 16.12)}})
+    text = shown(summary(report(steps=[Step("correct-bias", result, 0.1)])), 80)
+    assert "outputs matched with float (SQNR 16.1 dB, without that 13.4 dB)" in text
+    assert "matched" not in shown(summary(report()), 80)
 
 
 def test_summary_when_little_is_known_or_good() -> None:
