@@ -163,7 +163,7 @@ def test_sqnr() -> None:
     assert sqnr_db(np.zeros(3), np.ones(3)) == -np.inf
     assert sqnr_db(signal, signal / 2) < 7  # a scale that is off by 2 does not pass
     long = np.zeros((3, 100_000), np.float32)
-    long[2] = 1.0  # more values than are looked at at once, all that counts in the last
+    long[2, -1] = 1.0  # more values than are looked at at once, and all that counts is the last
     assert sqnr_db(long, 0.9 * long) == pytest.approx(20.0, abs=1e-5)  # of 0.9 in float32
     step = 2 / 255
     # Noise of rounding is uniform over a step: variance step^2 / 12, for a signal of variance 1/3.

@@ -57,6 +57,15 @@ def test_the_same_inputs_give_the_same_bytes(models_dir: Path, tmp_path: Path) -
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
+def test_types_of_inner_tensors_are_those_that_the_model_states() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,4] x) => (float[N,4] y)
+        <STATED> { a = Sin(x) b = Cos(a) y = Neg(b) }"""
+    for stated in ("float[N,4] a", ""):
+        model = onnx.parser.parse_model(text.replace("<STATED>", f"<{stated}>" if stated else ""))
+        made = onnxq.compile_model(model, threads=1, speed=False).model
+        assert [info.name for info in made.graph.value_info] == ([stated[-1]] if stated else [])
+
+
 def test_interface_and_metadata_are_kept(models_dir: Path) -> None:
     source = onnx.load(models_dir / "digits_cnn.onnx")
     source.metadata_props.add(key="author", value="somebody")

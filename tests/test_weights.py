@@ -10,7 +10,14 @@ from onnxq.affine import dequantize, quantize, sqnr_db
 from onnxq.errors import DataError
 from onnxq.quantizers import weight_params
 from onnxq.scheme import QuantScheme
-from onnxq.weights import balanced_codes, peak_params, quantized_weight, safe_codes, step_params
+from onnxq.weights import (
+    balanced_codes,
+    peak_params,
+    quantized_weight,
+    safe_codes,
+    step_params,
+    typical_sqnr_db,
+)
 
 LIMIT = 128  # 32767 // 255
 CASES = [((32, 16, 3, 3), "Conv", 0), ((65, 24), "MatMul", 1), ((24, 65), "Gemm", 0)]
@@ -22,6 +29,18 @@ def worst_pair(codes: NDArray[Any], kind: str, axis: int) -> int:
     rows = rows.reshape(len(rows), -1).astype(int)
     rows = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2))).reshape(len(rows), -1, 2)
     return int(max(np.maximum(rows, 0).sum(2).max(), np.maximum(-rows, 0).sum(2).max()))
+
+
+@pytest.mark.parametrize("channels", [1, 4, 7])
+def test_the_typical_noise_is_the_median_of_the_channels_that_live(channels: int) -> None:
+    rng = np.random.default_rng(channels)
+    values = rng.normal(size=(channels + 1, 9)).astype(np.float32)
+    values[-1] = 0.0
+    noisy = values + rng.uniform(0.01, 0.3, (channels + 1, 1)).astype(np.float32)
+    each = [sqnr_db(a, b) for a, b in zip(values[:-1], noisy[:-1], strict=True)]
+    assert typical_sqnr_db(values, noisy, 0) == pytest.approx(
+        np.median(each), rel=1e-6
+    )  # float32 differences
 
 
 @pytest.mark.parametrize(("shape", "kind", "axis"), CASES)

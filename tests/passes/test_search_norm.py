@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnxq.bias import BiasCorrection
 from onnxq.data import input_specs, open_data
 from onnxq.errors import OnnxqError
 from onnxq.model.load import load_model
@@ -14,7 +15,7 @@ from onnxq.model.prepare import prepare
 from onnxq.passes.search_norm import SearchNorm
 from onnxq.pipeline import Context, Pipeline
 from onnxq.program import Program
-from onnxq.simulate import Evaluator
+from onnxq.simulate import Evaluator, Matched, match_outputs, matched_model, outputs
 from onnxq.simulate.norms import choose_layerwise
 
 PLAN = (
@@ -49,6 +50,20 @@ def test_the_loss_falls_to_what_the_report_says(models_dir: Path, options: str) 
     assert len(facts["p_values"]) >= 5
     norms = {f"lp={p:.6g}": loss for p, loss in zip(facts["p_values"], facts["p_losses"], strict=True)}
     assert (norms | facts["range_losses"])[facts["ranges"]] == facts["loss_after"]
+
+
+@pytest.mark.parametrize("correction", ["auto", "deployed"])
+def test_outputs_are_matched_where_correct_bias_will(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch, correction: BiasCorrection
+) -> None:
+    """Biases that spoil the output count with `deployed`; `auto` does not take them, so that they cost no method its place."""
+    program, ctx = planned(models_dir, "weights=int4:channel,activations=uint4")
+    spoiled = Matched({}, {name: bias + 100.0 for name, bias in match_outputs(program, ctx).biases.items()})
+    monkeypatch.setattr(outputs, "match_outputs", lambda *_: spoiled)
+    taken = {"auto": Matched({}, {}), "deployed": spoiled}[correction]
+    wanted = Evaluator(program, ctx, "kl", 64).deployed_loss(matched_model(program, ctx, taken))
+    search = SearchNorm(loss="kl", samples=64, points=3, correction=correction)
+    assert search.run(program, ctx).facts["lapq"]["loss_before"] == pytest.approx(wanted, rel=1e-6)
 
 
 def test_activations_may_take_a_method_alone(models_dir: Path) -> None:

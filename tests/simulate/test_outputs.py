@@ -18,6 +18,7 @@ from onnxq.affine import dequantize
 from onnxq.data import input_specs, open_data
 from onnxq.errors import DataError, UsageError
 from onnxq.model.session import make_session
+from onnxq.passes.correct_bias import CorrectBias
 from onnxq.pipeline import Context, Pipeline
 from onnxq.program import Program
 
@@ -209,6 +210,9 @@ def test_auto_leaves_what_would_add_noise(
         monkeypatch.setattr(outputs, "match_outputs", lambda *_, found=found: found)
         assert outputs.matched(program, ctx, "deployed") is found
         judged = outputs.matched(program, ctx, "auto")
+        again = prepared(parse_program, "weights=int4:channel,activations=uint4")
+        facts = CorrectBias().run(again, ctx).facts["outputs"]
+        assert facts == {"matched": is_taken, "sqnr_db": judged.sqnr_db}
         assert judged.sqnr_db is not None
         assert (judged.sqnr_db[1] > judged.sqnr_db[0]) == is_taken
         assert (judged.plan, judged.biases) == ((found.plan, found.biases) if is_taken else ({}, {}))
