@@ -11,6 +11,7 @@ from typing import Any
 from onnxq.commands.listing import list_passes
 from onnxq.passes import BUILT_IN
 from onnxq.presets import PRESETS, preset_pipeline
+from onnxq.registry import built_in
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "passes.md"
@@ -26,11 +27,11 @@ VARIANTS = (
 def reference() -> str:
     """All that is said of presets and passes, as Markdown."""
     described = {d["name"]: d for d in list_passes()["passes"]}
-    known = {cls.name: described[cls.name] for cls in BUILT_IN}  # plug-ins have pages of their own
+    known = {name: described[name] for name in BUILT_IN}  # plug-ins have pages of their own
     index = [f"| [{name}](#{name}) | {cell(d['help'])} |" for name, d in known.items()]
     parts = ["## Presets", *presets(), "## All passes", "\n".join(["| pass | does |", "|---|---|", *index])]
-    for cls in BUILT_IN:
-        parts += section(known[cls.name], inspect.getmodule(cls))
+    for name in BUILT_IN:
+        parts += section(known[name], inspect.getmodule(built_in(name)))
     return "\n\n".join(parts)
 
 

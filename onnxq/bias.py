@@ -10,12 +10,38 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from onnxq.errors import DataError, UsageError
 from onnxq.graph import Names, constant, float_values, set_input
+from onnxq.pipeline import Context
 from onnxq.program import Program, Unit
 
 BiasCorrection = Literal["auto", "none", "output", "exact", "deployed"]
 
+BYTE = 8
 LARGEST_CODE = 2.0**30  # half of int32, which leaves room for the products
+
+
+def matches_outputs(program: Program, ctx: Context, correction: BiasCorrection) -> bool:
+    """Whether a bias correction matches outputs: `deployed` does, and `auto` where something has fewer than 8 bits.
+
+    Raises:
+        DataError: `deployed` without samples.
+        UsageError: `deployed` where one side alone is quantized.
+    """
+    if correction == "deployed":
+        _check(program, ctx)
+    narrow = any(decision.scheme.bits < BYTE for decision in program.plan.values())
+    can = program.sides == "both" and ctx.data is not None
+    return correction == "deployed" or (correction == "auto" and narrow and can)
+
+
+def _check(program: Program, ctx: Context) -> None:
+    if ctx.data is None:
+        raise DataError("correction=deployed runs the network on calibration samples; give some with --calib")
+    if program.sides != "both":
+        raise UsageError(
+            f"correction=deployed runs integer layers, and {program.sides} alone are quantized; take output"
+        )
 
 
 def bias_params(unit: Unit, program: Program) -> NDArray[np.float32]:

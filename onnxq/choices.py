@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from onnxq.cluster import Cluster
 from onnxq.errors import UsageError
 from onnxq.pipeline import Pipeline
 from onnxq.precision import Bits, override_bits
@@ -109,6 +108,8 @@ class Choices:
         if self.ranges is not None and not self.is_joint and self.ranges != "auto":
             parse_quantizer(self.ranges)
         if self.cluster is not None:
+            from onnxq.cluster import Cluster
+
             Cluster.parse(self.cluster)
         for name, value in given.items():
             if value is None or value == ():

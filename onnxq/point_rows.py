@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.points.digits import split
+from onnxq.digits import split
 
 Codes = NDArray[np.integer[Any]]
 

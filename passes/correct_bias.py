@@ -15,19 +15,27 @@ will run, layer by layer: see `onnxq.simulate.outputs`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
-from onnxq.bias import BiasCorrection, corrected_bias, float_bias, set_bias, uncorrectable
+from onnxq.bias import (
+    BiasCorrection,
+    corrected_bias,
+    float_bias,
+    matches_outputs,
+    set_bias,
+    uncorrectable,
+)
 from onnxq.graph import Names, float_values
 from onnxq.mean_point import with_means, with_spread
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, Unit
 from onnxq.saturation import kernel_kind
-from onnxq.simulate import is_matched, matched
 from onnxq.weights import code_limit
 
 BYTE = 8
@@ -61,10 +69,14 @@ class CorrectBias(Pass):
         facts: dict[str, Any] = self._change_weights(program, ctx, tensors, nodes)
         if self.correction == "none":
             return PassResult(0, facts=facts)
-        outputs = matched(program, ctx, self.correction, self.samples, self.patches)
-        if is_matched(program, ctx, self.correction):
+        biases: Mapping[str, NDArray[np.float32]] = {}
+        if matches_outputs(program, ctx, self.correction):
+            from onnxq.simulate import matched  # a simulator that 8 bits do not need
+
+            outputs = matched(program, ctx, self.correction, self.samples, self.patches)
             facts["outputs"] = {"matched": bool(outputs.plan or outputs.biases), "sqnr_db": outputs.sqnr_db}
-        program.plan.update(outputs.plan)
+            program.plan.update(outputs.plan)
+            biases = outputs.biases
         names = Names(program.graph)
         corrected, skipped = 0, {}
         for unit in list(program.units.values()):
@@ -79,7 +91,7 @@ class CorrectBias(Pass):
             if bias is None:
                 bias = np.zeros(weights.shape[unit.channel_axis], np.float32)
             group = nodes[unit.name].attrs.get("group", 1)
-            found = outputs.biases.get(unit.name)
+            found = biases.get(unit.name)
             found = corrected_bias(program, unit, bias, weights, group) if found is None else found
             set_bias(program, names, nodes, unit, found)
             corrected += 1

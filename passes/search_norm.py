@@ -15,12 +15,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.bias import BiasCorrection
+from onnxq.bias import BiasCorrection, matches_outputs
 from onnxq.cluster import spread
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
 from onnxq.search.quadratic import search_p
-from onnxq.simulate import Evaluator, Rounding, is_matched, matched, matched_model
+from onnxq.simulate import Evaluator, Rounding, matched, matched_model
 from onnxq.simulate.emitted import Plan
 from onnxq.simulate.norms import choose_layerwise
 
@@ -90,7 +90,7 @@ class SearchNorm(Pass):
             if which != "before":
                 choose_layerwise(program, evaluator.weights, best, weights=which == "all")
             plans[which] = dict(program.plan)
-        if is_matched(program, ctx, self.correction):
+        if matches_outputs(program, ctx, self.correction):
             ends = {which: self._matched_loss(program, ctx, evaluator, plan) for which, plan in plans.items()}
         chosen = min(ends, key=ends.__getitem__)
         program.plan.update(plans[chosen])

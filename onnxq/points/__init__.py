@@ -11,7 +11,6 @@ from onnxq.points.budget import (
     within_budget,
 )
 from onnxq.points.decompose import Points, decompose, decompose_until
-from onnxq.points.digits import join, split
 from onnxq.points.errors import apply_moment, output_errors
 from onnxq.points.folded import Folded, Grid, fold_fixed, fold_free
 from onnxq.points.scalar import best_point
@@ -31,9 +30,7 @@ __all__ = [
     "even_error",
     "fold_fixed",
     "fold_free",
-    "join",
     "output_errors",
-    "split",
     "total_cost",
     "total_error",
     "within_budget",

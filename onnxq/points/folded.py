@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.affine import SMALLEST_SCALE
+from onnxq.digits import reach, split
 from onnxq.parallel import for_each
-from onnxq.points.digits import reach, split
 from onnxq.points.errors import Floats, Vector, apply_moment, output_errors, parts
 from onnxq.points.scalar import best_point
 from onnxq.rounding import Feedback, cut_pairs

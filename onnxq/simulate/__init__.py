@@ -3,7 +3,7 @@
 from onnxq.simulate.evaluator import Evaluator, Rounding
 from onnxq.simulate.gains import loss_gains
 from onnxq.simulate.losses import LOSSES, Loss, find_loss
-from onnxq.simulate.outputs import Matched, is_matched, match_outputs, matched, matched_model, moved_biases
+from onnxq.simulate.outputs import Matched, match_outputs, matched, matched_model, moved_biases
 from onnxq.simulate.variables import Variable
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "Rounding",
     "Variable",
     "find_loss",
-    "is_matched",
     "loss_gains",
     "match_outputs",
     "matched",

@@ -28,9 +28,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxq.affine import dequantize
-from onnxq.bias import BiasCorrection, corrected_bias, least_scales, uncorrectable
+from onnxq.bias import BiasCorrection, corrected_bias, least_scales, matches_outputs, uncorrectable
 from onnxq.calibration.collect import activations
-from onnxq.errors import DataError, UsageError
 from onnxq.graph import float_values
 from onnxq.measure.compare import compare_sessions
 from onnxq.model.session import make_session
@@ -45,7 +44,6 @@ Array = NDArray[Any]
 Vector = NDArray[np.float64]
 Biases = dict[str, NDArray[np.float32]]
 
-BYTE = 8
 FURTHEST = 2.0  # that a spread is changed by
 JUDGED, BATCH = 64, 8  # samples that tell whether matching helps, and at once
 CLEAR_DB = 1.0  # by which matching anew must be worse than what a search ended with: its steps were chosen by another loss
@@ -85,7 +83,7 @@ def matched(
         ModelError: the model cannot be run.
     """
     nothing, searched = Matched({}, {}), Matched({}, program.searched)
-    if not is_matched(program, ctx, correction):
+    if not matches_outputs(program, ctx, correction):
         return nothing
     found = match_outputs(program, ctx, samples, patches)
     if correction != "auto" and not program.searched:
@@ -161,29 +159,6 @@ def moved_biases(program: Program, biases: Mapping[str, Array], plan: Mapping[st
         weights, movable = plan[unit.weight or ""].values, uncorrectable(unit, program) is None
         found[name] = corrected_bias(program, unit, bias, weights, group) if movable else bias
     return found
-
-
-def is_matched(program: Program, ctx: Context, correction: BiasCorrection) -> bool:
-    """Whether a bias correction matches outputs: `deployed` does, and `auto` where something has fewer than 8 bits.
-
-    Raises:
-        DataError: `deployed` without samples.
-        UsageError: `deployed` where one side alone is quantized.
-    """
-    if correction == "deployed":
-        _check(program, ctx)
-    narrow = any(decision.scheme.bits < BYTE for decision in program.plan.values())
-    can = program.sides == "both" and ctx.data is not None
-    return correction == "deployed" or (correction == "auto" and narrow and can)
-
-
-def _check(program: Program, ctx: Context) -> None:
-    if ctx.data is None:
-        raise DataError("correction=deployed runs the network on calibration samples; give some with --calib")
-    if program.sides != "both":
-        raise UsageError(
-            f"correction=deployed runs integer layers, and {program.sides} alone are quantized; take output"
-        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from onnxq.affine import dequantize, quantize, sqnr_db
-from onnxq.points import Folded, Grid, errors, fold_fixed, fold_free, join, output_errors, split
+from onnxq.digits import join, split
+from onnxq.points import Folded, Grid, errors, fold_fixed, fold_free, output_errors
 from onnxq.quantizers import weight_params
 from onnxq.saturation import excess, partners
 from onnxq.scheme import QuantScheme
