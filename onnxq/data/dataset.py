@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from onnxq.data.digest import SampleHash
 from onnxq.data.inputs import InputSpec, fixed_batch
 from onnxq.data.watch import ConstantWatch
 from onnxq.errors import DataError, UsageError
@@ -49,6 +48,8 @@ class Dataset(ABC):
         self.where = where
         self.inputs = tuple(inputs)
         self._warnings: tuple[str, ...] = ()
+        self._most = 0  # samples of the pass that the warnings are of
+        self._digests: dict[int | None, str] = {}  # by limit
 
     @property
     @abstractmethod
@@ -68,12 +69,13 @@ class Dataset(ABC):
         """Samples in the source, None when that takes reading it."""
         return None
 
-    def batches(self, batch: int, limit: int | None = None) -> Iterator[Batch]:
+    def batches(self, batch: int, limit: int | None = None, *, digested: bool = False) -> Iterator[Batch]:
         """Read the source from the start.
 
         Args:
             batch: samples per batch; whole feeds and a model's fixed leading dimension override it.
             limit: samples to take, evenly spaced when the count is known, else the first; None takes all.
+            digested: whether `digest` will be asked of the same samples: it is found on the way, and they are not read again.
 
         Raises:
             UsageError: batch or limit below 1.
@@ -82,49 +84,42 @@ class Dataset(ABC):
         for name, value in (("batch", batch), ("limit", limit)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1 sample, not {value}")
-        return self._watched(batch, limit)
+        return self._watched(batch, limit, digested)
 
     def digest(self, limit: int | None = None) -> str:
         """SHA-256 (hexadecimal) of names, dtypes, shapes and bytes of the samples that `batches` yields."""
-        sums: dict[str, _ArrayHash] = {}
-        for batch in self.batches(DIGEST_BATCH, limit):
-            for name, array in batch.feeds.items():
-                sums.setdefault(f"input {name}", _ArrayHash()).update(array, self.whole)
-            if batch.labels is not None:
-                sums.setdefault("labels", _ArrayHash()).update(batch.labels, self.whole)
-        total = hashlib.sha256()
-        for name in sorted(sums):
-            total.update(f"{name!r} {sums[name].sha.hexdigest()}\n".encode())
-        return total.hexdigest()
+        if limit not in self._digests:
+            for _ in self.batches(DIGEST_BATCH, limit, digested=True):
+                pass
+        return self._digests[limit]
 
     def warnings(self) -> tuple[str, ...]:
-        """What the last complete pass over `batches` found suspicious, a sentence each; empty before it."""
+        """What the longest complete pass over `batches` found suspicious, a sentence each; empty before any."""
         return self._warnings
 
-    def _watched(self, batch: int, limit: int | None) -> Iterator[Batch]:
+    def _watched(self, batch: int, limit: int | None, digested: bool) -> Iterator[Batch]:
         watch = ConstantWatch(self.inputs)
+        seen = SampleHash(self.whole) if digested and limit not in self._digests else None
         for item in self._batches(batch, limit):
             watch.see(item.feeds, item.size)
+            if seen is not None:
+                _hash(seen, item)
             yield item
         if watch.size == 0:
             raise DataError(f"{self.where} has no samples")
-        self._warnings = (*watch.findings(self.where), *self._remarks(watch.size, limit))
+        if watch.size >= self._most:
+            self._most = watch.size
+            self._warnings = (*watch.findings(self.where), *self._remarks(watch.size, limit))
+        if seen is not None:
+            self._digests[limit] = seen.hexdigest()
 
     def _remarks(self, seen: int, limit: int | None) -> tuple[str, ...]:
         """Further warnings after a complete pass that yielded `seen` samples."""
         return ()
 
 
-@dataclass
-class _ArrayHash:
-    """Hash of one array over all batches: a header when the shape of a sample changes, and the bytes."""
-
-    sha: hashlib._Hash = field(default_factory=hashlib.sha256)
-    header: str = ""
-
-    def update(self, array: NDArray[Any], whole: bool) -> None:
-        header = f"{array.dtype} {array.shape if whole else array.shape[1:]}"
-        if header != self.header:
-            self.sha.update(f"[{header}]".encode())
-        self.header = header
-        self.sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+def _hash(into: SampleHash, batch: Batch) -> None:
+    for name, array in batch.feeds.items():
+        into.see(f"input {name}", array)
+    if batch.labels is not None:
+        into.see("labels", batch.labels)

@@ -1,6 +1,7 @@
 """Which samples are taken and how they are batched: the same rules for every source of rows."""
 
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +79,47 @@ def test_sizes_below_one_are_refused_at_once(batch: int, limit: int | None, name
         open_data(ramp(3), inputs("N", 2)).batches(batch, limit)
 
 
-def rebatched(monkeypatch: pytest.MonkeyPatch, data: Dataset, batch: int, limit: int | None) -> str:
-    monkeypatch.setattr("onnxq.data.dataset.DIGEST_BATCH", batch)
-    return data.digest(limit)
-
-
-def test_digest_depends_on_samples_and_not_on_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digest_depends_on_samples_and_not_on_batches() -> None:
     data = open_data(ramp(10), inputs("N", 2))
     for limit in (None, 7):
-        assert len({rebatched(monkeypatch, data, batch, limit) for batch in (1, 3, 7, 100)}) == 1
+        for batch in (1, 3, 7, 100):
+            other = open_data(ramp(10), inputs("N", 2))
+            list(other.batches(batch, limit, digested=True))
+            assert other.digest(limit) == data.digest(limit)
     assert data.digest(10) == data.digest(99) == data.digest()
     assert data.digest(9) != data.digest()
+
+
+def test_samples_are_read_once_when_their_digest_is_found_on_the_way() -> None:
+    passes = []
+
+    def feeds() -> Iterator[dict[str, np.ndarray]]:
+        passes.append("started")
+        yield from ({"x": row[None]} for row in ramp(10)["x"])
+
+    data = open_data(feeds, inputs("N", 2))
+    passes.clear()
+    list(data.batches(1, 7, digested=True))
+    found = data.digest(7)
+    assert len(passes) == 1
+    assert found == open_data(feeds, inputs("N", 2)).digest(7) != data.digest()
+
+
+def test_a_pass_that_is_broken_off_gives_no_digest() -> None:
+    data = open_data(ramp(10), inputs("N", 2))
+    next(data.batches(4, digested=True))
+    assert data.digest() == open_data(ramp(10), inputs("N", 2)).digest()
+
+
+def test_a_shorter_pass_does_not_take_the_warnings_of_a_longer_one() -> None:
+    data = open_data({"x": np.ones((7, 2), np.float32)}, inputs(2, 2))
+    list(data.batches(2))
+    found = data.warnings()
+    assert len(found) == 2
+    assert "in all 6 samples" in found[0]
+    assert "the last 1 of 7 samples are left out" in found[1]
+    list(data.batches(2, 4))
+    assert data.warnings() == found
 
 
 def test_digest_sees_names_dtypes_shapes_values_and_labels() -> None:
