@@ -1,7 +1,7 @@
 """Reads `.npy` files and members of `.npz` archives forward, a few rows at a time.
 
-The memory does not depend on their length (`numpy.load` holds a whole member). Format:
-NumPy enhancement proposal 1.
+The memory does not depend on their length (`numpy.load` holds a whole member). Rows that are not asked for are not read, unless
+the archive is compressed. Format: NumPy enhancement proposal 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -25,6 +25,8 @@ from onnxq.data.inputs import shape_text
 from onnxq.errors import DataError
 
 CHUNK = 1 << 18  # bytes read at once, or one row when that is more
+
+NAME_SIZES = 26  # bytes in front of them in a member's header, which ends behind the names
 
 UNREADABLE = (
     OSError,
@@ -70,10 +72,46 @@ class ArrayFile:
             yield RowReader(self, stream)
 
 
+class Stream(Protocol):
+    """What is read forward."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes."""
+
+    def seek(self, size: int, whence: int, /) -> Any:
+        """Pass over bytes."""
+
+
+class _Stored:
+    """An uncompressed member of an archive, read from the file itself; its checksum counts when no byte was passed over."""
+
+    def __init__(self, archive: IO[bytes], info: zipfile.ZipInfo) -> None:
+        archive.seek(info.header_offset + NAME_SIZES)
+        archive.seek(sum(struct.unpack("<2H", archive.read(4))), 1)
+        self._archive, self._info = archive, info
+        self._left, self._crc = info.file_size, 0
+        self._whole = True
+
+    def read(self, size: int) -> bytes:
+        data = self._archive.read(min(size, self._left))
+        self._left -= len(data)
+        if not self._whole:
+            return data
+        self._crc = zlib.crc32(data, self._crc)
+        if not self._left and self._crc != self._info.CRC:
+            raise zipfile.BadZipFile(f"Bad CRC-32 for file {self._info.filename!r}")
+        return data
+
+    def seek(self, size: int, _: int) -> None:
+        self._whole = self._whole and not size
+        self._left -= size
+        self._archive.seek(size, 1)
+
+
 class RowReader:
     """Hands out rows of an array file in ascending order."""
 
-    def __init__(self, file: ArrayFile, stream: IO[bytes]) -> None:
+    def __init__(self, file: ArrayFile, stream: Stream) -> None:
         self._file = file
         self._stream = stream
         self._row = 0  # the next one in the stream
@@ -97,10 +135,10 @@ class RowReader:
         self._row += rows
         left = rows * self._bytes
         try:
-            if self._file.member is None:
+            if not isinstance(self._stream, zipfile.ZipExtFile):
                 self._stream.seek(left, 1)
                 return
-            while left:  # an archive's own seek would read 16 MiB at once
+            while left:  # its own seek would read 16 MiB at once
                 left -= len(self._get(min(left, CHUNK)))
         except UNREADABLE as error:
             raise unreadable(self._file.where, error) from error
@@ -162,10 +200,14 @@ def unreadable(where: str, error: Exception) -> DataError:
     return DataError(f"{where} cannot be read: {reason}")
 
 
-def _open(stack: ExitStack, path: Path, member: str | None) -> IO[bytes]:
+def _open(stack: ExitStack, path: Path, member: str | None) -> Stream:
     if member is None:
         return stack.enter_context(path.open("rb"))
-    return stack.enter_context(stack.enter_context(zipfile.ZipFile(path)).open(member))
+    archive = stack.enter_context(zipfile.ZipFile(path))
+    stream, info = stack.enter_context(archive.open(member)), archive.getinfo(member)
+    if info.compress_type != zipfile.ZIP_STORED:
+        return stream
+    return _Stored(stack.enter_context(path.open("rb")), info)
 
 
 def _array_file(where: str, path: Path, member: str | None, stream: IO[bytes], size: int) -> ArrayFile:

@@ -155,6 +155,27 @@ def test_a_damaged_member_is_found_by_its_checksum(tmp_path: Path) -> None:
     assert str(error.value) == f"'{file.path}': array 'x' cannot be read: Bad CRC-32 for file 'x.npy'"
 
 
+def test_rows_of_an_uncompressed_archive_are_passed_over_unread(tmp_path: Path) -> None:
+    array = samples("<f4", (50, 40))
+    file = write(tmp_path / "x", array, "stored")
+    data = bytearray(file.path.read_bytes())
+    place = bytes(data).index(array[20].tobytes())
+    data[place] ^= 1
+    file.path.write_bytes(data)
+    with file.open() as reader:
+        np.testing.assert_array_equal(reader.take(np.array([3, 40])), array[[3, 40]])
+    with file.open() as reader:
+        assert (reader.take(np.array([20])) != array[20]).sum() == 1
+
+
+def test_an_archive_behind_other_bytes(tmp_path: Path) -> None:
+    array = samples("<f4", (50, 40))
+    file = write(tmp_path / "x", array, "stored")
+    file.path.write_bytes(b"#!/bin/sh and a script" + file.path.read_bytes())
+    with open_npz(file.path)["x"].open() as reader:
+        np.testing.assert_array_equal(reader.take(np.arange(50)), array)
+
+
 def test_truncated_npz(tmp_path: Path) -> None:
     file = write(tmp_path / "x", np.ones((10, 4)), "stored")
     file.path.write_bytes(file.path.read_bytes()[:-30])
