@@ -17,7 +17,7 @@ CONFIGS = Path(aimet_onnx.__file__).parent / "common" / "quantsim_config"
 
 def quantize(job: Job) -> str | None:
     """Options: `scheme` of ranges, `equalize`, `seq_mse`, `adaround` iterations, `edges` for 8 bits in first and last layers."""
-    options, model, feeds = job.options, without_empty_inputs(onnx.load(job.model)), list(job.feeds())
+    options, model, feeds = job.options, as_it_reads(onnx.load(job.model)), list(job.feeds())
     if options.get("equalize"):
         equalize_model(model)  # folds normalizations as well
     else:
@@ -48,11 +48,20 @@ def quantize(job: Job) -> str | None:
     return None
 
 
-def without_empty_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Cut empty names of optional inputs off, on which AIMET's export of activations fails (KeyError: '')."""
+def as_it_reads(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without two things that are valid and that AIMET fails on.
+
+    Empty names of optional inputs at the end (KeyError: ''), and weights that are listed as inputs too, as files of IR version 3 do
+    (it asks the samples for them, and its output has no weights).
+    """
     for node in model.graph.node:
         while node.input and not node.input[-1]:
             del node.input[-1]
+    held = {t.name for t in model.graph.initializer}
+    asked = [value for value in model.graph.input if value.name not in held]
+    del model.graph.input[:]
+    model.graph.input.extend(asked)
+    model.ir_version = max(model.ir_version, 4)  # the first in which weights are no inputs
     return model
 
 
