@@ -51,8 +51,8 @@ def quantize(job: Job) -> str | None:
 def as_it_reads(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model without two things that are valid and that AIMET fails on.
 
-    Empty names of optional inputs at the end (KeyError: ''), and weights that are listed as inputs too, as files of IR version 3 do
-    (it asks the samples for them, and its output has no weights).
+    Empty names of optional inputs at the end (KeyError: ''), and weights that are listed as inputs too, as files of IR version 3
+    do (it asks the samples for them, and its output has no weights).
     """
     for node in model.graph.node:
         while node.input and not node.input[-1]:
