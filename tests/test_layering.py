@@ -110,6 +110,7 @@ def test_one_pass_one_file_one_name(path: Path) -> None:
     module = importlib.import_module(f"onnxq.passes.{path.stem}")
     defined = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
     (found,) = [c for c in defined if issubclass(c, Pass)]
+    assert found.name in BUILT_IN
     assert found is built_in(found.name)
     assert [c for c in defined if not c.__name__.startswith("_")] == [found]
     assert found.name == path.stem.replace("_", "-")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from onnxq import registry
 from onnxq.errors import OnnxqError, UsageError
 from onnxq.passes import BUILT_IN
 from onnxq.pipeline import Context, Pass, PassResult, Pipeline
+from onnxq.presets import PRESETS
 from onnxq.program import Program
 
 Install = Callable[..., None]
@@ -66,6 +68,21 @@ def test_the_built_in_passes_come_first_under_their_names(install: Install) -> N
     assert list(registry.passes()) == [*BUILT_IN, "plugged-in"]
     for name in BUILT_IN:
         assert registry.find_pass(name) is registry.passes()[name]
+
+
+def test_a_broken_plug_in_does_not_stop_a_pipeline_without_it(install: Install) -> None:
+    install(bad="no_such_package:Pass")
+    assert str(Pipeline.parse("fold-pad")) == "fold-pad"
+    with pytest.raises(OnnxqError, match="cannot be imported"):
+        Pipeline.parse("fold-pad bad")
+
+
+def test_a_pipeline_loads_its_own_passes_alone() -> None:
+    code = "import sys; from onnxq.pipeline import Pipeline; Pipeline.parse(sys.argv[1]); print(*sys.modules)"
+    command = [sys.executable, "-c", code, PRESETS["int8"]]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert {f"onnxq.passes.{name.replace('-', '_')}" for name in PRESETS["int8"].split()} <= set(loaded)
+    assert not {"onnxq.passes.search_steps", "onnxq.search", "onnxq.simulate", "onnxq.points"} & set(loaded)
 
 
 def test_a_plug_in_works_in_pipeline_text(install: Install) -> None:

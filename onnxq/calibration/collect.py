@@ -93,4 +93,4 @@ def _batches(data: Dataset, samples: int, session: ort.InferenceSession, names: 
         raise DataError(f"{data.source} has no samples")
     held = sum(v.nbytes for v in run(session, first.feeds, names).values())
     size = max(1, min(LARGEST_BATCH, first.size * ACTIVATION_BYTES // max(held, 1)))
-    return data.batches(size, samples, digested=True)  # which a table of statistics is known by
+    return data.batches(size, samples, digested=True)  # their digest tells what statistics are of
