@@ -87,6 +87,21 @@ def test_rows_are_taken_evenly_and_functions_from_the_start(program: Program) ->
     assert first.total == pytest.approx(X[:5].sum(dtype=np.float64))
 
 
+def test_the_digest_of_the_samples_is_found_on_the_way(program: Program) -> None:
+    started = []
+
+    def feeds() -> Iterator[Mapping[str, Array]]:
+        started.append(True)
+        yield {"x": X}
+
+    ctx = context(program, feeds, samples=20)
+    assert ctx.data is not None
+    collect(program, ctx, {"a": Needs()}, "calibrating")
+    passes = len(started)
+    assert ctx.data.digest(20) == open_data(feeds_of(37), input_specs(program.source)).digest(20)
+    assert len(started) == passes
+
+
 def batches(program: Program, ctx: Context, names: list[str], samples: int = 512) -> list[int]:
     return [batch.size for batch, _ in activations(program, ctx, names, samples, "calibrating")]
 

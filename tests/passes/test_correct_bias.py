@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxq.affine import dequantize
+from onnxq.bias import matches_outputs
 from onnxq.calibration.statistics import Needs, TensorStatistics
+from onnxq.data import input_specs, open_data
+from onnxq.errors import DataError, OnnxqError, UsageError
 from onnxq.model.session import make_session
 from onnxq.passes.correct_bias import CorrectBias
 from onnxq.pipeline import Context, PassResult, Pipeline
-from onnxq.program import Program
+from onnxq.program import Program, Sides
 
 SAMPLES = np.random.default_rng(4).gamma(2.0, size=(64, 6)).astype(np.float32)  # means far from zero
 
@@ -151,6 +154,25 @@ def test_units_without_weights_are_no_business_of_the_pass(parse_program: Callab
     )
     result = CorrectBias().run(program, Context())
     assert result == PassResult(1, {})
+
+
+@pytest.mark.parametrize(
+    ("sides", "error", "message"),
+    [
+        ("both", DataError, "runs the network on calibration samples; give some with --calib"),
+        ("weights", UsageError, "runs integer layers, and weights alone are quantized; take output"),
+    ],
+)
+def test_outputs_are_matched_only_where_integers_run_on_samples(
+    parse_program: Callable[..., Program], sides: Sides, error: type[OnnxqError], message: str
+) -> None:
+    program = parse_program("g (float[N,2] x) => (float[N,2] y) { y = Relu(x) }")
+    program.sides = sides
+    data = None if sides == "both" else open_data({"x": rand(4, 2)}, input_specs(program.source))
+    ctx = Context(data)
+    assert not matches_outputs(program, ctx, "auto")
+    with pytest.raises(error, match=message):
+        matches_outputs(program, ctx, "deployed")
 
 
 def test_golden(parse_program: Callable[..., Program], golden: Callable[[str, ModelProto], None]) -> None:
