@@ -18,7 +18,8 @@ from onnxq.errors import DataError, OnnxqError, UsageError
 from onnxq.model.session import make_session
 from onnxq.passes.correct_bias import CorrectBias
 from onnxq.pipeline import Context, PassResult, Pipeline
-from onnxq.program import Program, Sides
+from onnxq.program import Program, QuantDecision, Sides
+from onnxq.scheme import QuantScheme
 
 SAMPLES = np.random.default_rng(4).gamma(2.0, size=(64, 6)).astype(np.float32)  # means far from zero
 
@@ -168,6 +169,7 @@ def test_outputs_are_matched_only_where_integers_run_on_samples(
 ) -> None:
     program = parse_program("g (float[N,2] x) => (float[N,2] y) { y = Relu(x) }")
     program.sides = sides
+    program.plan["x"] = QuantDecision(QuantScheme(4), "x")  # narrow, which auto would match
     data = None if sides == "both" else open_data({"x": rand(4, 2)}, input_specs(program.source))
     ctx = Context(data)
     assert not matches_outputs(program, ctx, "auto")
