@@ -60,7 +60,7 @@ def run_job(python: Path, adapter: Path, job: Job, seconds: int) -> Outcome:
         process = subprocess.Popen(
             [python, adapter, request, report],
             cwd=folder,
-            env=_environment(python),
+            env=_environment(python, folder),
             stdout=stream,
             stderr=stream,
             preexec_fn=limit,
@@ -102,15 +102,20 @@ def one_line(text: str, folder: Path) -> str:
     return line if len(line) <= LONGEST else line[: LONGEST - 2] + " …"
 
 
-def _environment(python: Path) -> dict[str, str]:
-    """Variables of the process: one thread everywhere, no device, modules compiled once as pip leaves them, and no path to this
-    project in a peer's environment."""
+def _environment(python: Path, folder: Path) -> dict[str, str]:
+    """Variables of the process: one thread everywhere, no device, modules compiled once as pip leaves them, temporary files in
+    its folder, and no path to this project in a peer's environment."""
     kept = {
         name: value
         for name, value in os.environ.items()
         if name != "PYTHONPATH" or str(python) == sys.executable
     }
-    alike = {"CUDA_VISIBLE_DEVICES": "", "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": ""}
+    alike = {
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONDONTWRITEBYTECODE": "",
+        "TMPDIR": str(folder),
+    }
     return kept | dict.fromkeys(THREADS, "1") | alike
 
 

@@ -103,9 +103,14 @@ def float_outputs(task: Task) -> dict[str, np.ndarray]:
 
 
 def outputs(task: Task, path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Outputs by name on all test samples, and their labels."""
-    data, session = open_data(task.test, input_specs(load_model(task.path))), make_session(path, threads=1)
-    parts = [(run(session, batch.feeds), batch.labels) for batch in data.batches(task.batch)]
+    """Outputs by name on all test samples, and their labels.
+
+    Only as many as the float model has: behind them Quark's bias correction leaves all activations, more than memory holds.
+    """
+    model = load_model(task.path)
+    data, session = open_data(task.test, input_specs(model)), make_session(path, threads=1)
+    names = [output.name for output in session.get_outputs()][: len(model.graph.output)]
+    parts = [(run(session, batch.feeds, names), batch.labels) for batch in data.batches(task.batch)]
     labels = None if parts[0][1] is None else np.concatenate([label for _, label in parts])
     return {name: np.concatenate([found[name] for found, _ in parts]) for name in parts[0][0]}, labels
 

@@ -10,12 +10,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import onnx
 import pytest
 
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "bench"
 ADAPTER = """
-import os
+import os, tempfile
+from pathlib import Path
 import numpy as np, onnx
 from onnx import numpy_helper
 from job import UnableError, perform
@@ -28,6 +30,7 @@ def quantize(job):
         os.abort()
     while job.options.get("way") == "endless":
         pass
+    assert Path(tempfile.gettempdir()) == Path(job.output).parent  # nothing stays behind
     assert sum(len(feeds["image"]) for feeds in job.feeds()) == job.samples
     model = onnx.load(job.model)
     for tensor in model.graph.initializer:
@@ -134,6 +137,17 @@ def test_a_file_that_the_runtime_refuses_is_a_row(run: ModuleType, tmp_path: Pat
     assert str(tmp_path) not in row["failed"]
     same = measure.judge(run.TASKS[0], run.TASKS[0].path)
     assert same["failed"].startswith("it leaves this model as it is")
+
+
+def test_inner_tensors_that_a_peer_leaves_as_outputs_are_not_held(run: ModuleType, tmp_path: Path) -> None:
+    measure, task = importlib.import_module("peers.measure"), run.TASKS[0]
+    model = onnx.load(task.path)
+    wanted = [output.name for output in model.graph.output]
+    model.graph.output.extend(onnx.ValueInfoProto(name=node.output[0]) for node in model.graph.node[:-1])
+    onnx.save(model, tmp_path / "more.onnx")
+    found, labels = measure.outputs(task, tmp_path / "more.onnx")
+    assert list(found) == wanted
+    assert len(found[wanted[0]]) == len(labels)
 
 
 def test_an_environment_is_made_once(

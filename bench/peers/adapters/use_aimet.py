@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import aimet_onnx
+import numpy as np
 import onnx
 from aimet_onnx.batch_norm_fold import fold_all_batch_norms_to_weight
 from aimet_onnx.cross_layer_equalization import equalize_model
@@ -17,7 +18,10 @@ CONFIGS = Path(aimet_onnx.__file__).parent / "common" / "quantsim_config"
 
 def quantize(job: Job) -> str | None:
     """Options: `scheme` of ranges, `equalize`, `seq_mse`, `adaround` iterations, `edges` for 8 bits in first and last layers."""
-    options, model, feeds = job.options, as_it_reads(onnx.load(job.model)), list(job.feeds())
+    options, feeds = job.options, list(job.feeds())
+    model = as_it_reads(onnx.load(job.model))
+    if options.get("seq_mse") or options.get("adaround"):
+        fix_sizes(model, feeds[0])
     if options.get("equalize"):
         equalize_model(model)  # folds normalizations as well
     else:
@@ -31,7 +35,6 @@ def quantize(job: Job) -> str | None:
         config_file=str(config),
         dummy_input=feeds[0],
         providers=["CPUExecutionProvider"],
-        path=str(Path(job.output).parent),
     )
     if options.get("edges"):
         widen_edges(sim, model)
@@ -63,6 +66,14 @@ def as_it_reads(model: onnx.ModelProto) -> onnx.ModelProto:
     model.graph.input.extend(asked)
     model.ir_version = max(model.ir_version, 4)  # the first in which weights are no inputs
     return model
+
+
+def fix_sizes(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> None:
+    """Give inputs the sizes of the samples but for the batch; the ways that learn make up samples, of size 1 where it is free."""
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        for dim, size in list(zip(dims, feeds[value.name].shape, strict=True))[1:]:
+            dim.dim_value = size
 
 
 def widen_edges(sim: aimet_onnx.QuantizationSimModel, model: onnx.ModelProto) -> None:
