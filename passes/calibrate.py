@@ -50,7 +50,8 @@ def _has(program: Program, name: str, need: Needs) -> bool:
 def needs(program: Program, ranges: str) -> dict[str, Needs]:
     """What to gather: the first tensor of each group (the others hold the same values), and channel means of layer inputs.
 
-    The group of a table needs nothing: its values are known. No means are gathered of a tensor that layers disagree on.
+    The values of a table are known; of its group it is what is looked up, where samples are read at all. No means are gathered
+    of a tensor that layers disagree on.
     """
     groups = {d.group for d in program.plan.values() if not d.is_weight}
     groups -= {tensor for tensor, d in program.plan.items() if d.is_weight}
@@ -67,4 +68,7 @@ def needs(program: Program, ranges: str) -> dict[str, Needs]:
     for tensor, wanted in axes.items():
         if len(wanted) == 1:
             found[tensor] = found.get(tensor, Needs()) | Needs(channels=wanted.pop())
+    tables = [unit for unit in program.units.values() if unit.is_table]
+    for unit in tables if found else ():
+        found[unit.output] = found.get(unit.output, Needs()) | Needs(histogram=True)
     return found

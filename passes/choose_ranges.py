@@ -1,16 +1,23 @@
-"""Choose scale and zero point of every activation from its own statistics, with one of the range methods."""
+"""Choose scale and zero point of every activation from its own statistics, with one of the range methods.
+
+Embedding tables take the range of least squared error over their values, each as often as samples look it up and once more.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from onnxq.affine import QuantParams, affine_params
+from onnxq.calibration.statistics import Needs, TensorStatistics
 from onnxq.errors import DataError
 from onnxq.graph import float_values
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, QuantDecision
-from onnxq.quantizers import method_for, parse_quantizer, weight_params
+from onnxq.quantizers import Mse, method_for, parse_quantizer
 
 LARGEST_LOSS = 2.0  # a step may become this many times coarser for a cheaper Concat
 
@@ -34,7 +41,7 @@ class ChooseRanges(Pass):
             if decision.is_weight and tensor in tables:
                 values = float_values(tensors[tensor])
                 assert values is not None
-                chosen[decision.group] = weight_params("mse", values, None, decision.scheme)
+                chosen[decision.group] = Mse()(_values_of_table(program, tensor, values), decision.scheme)
         for decision in program.plan.values():
             if not decision.is_weight and decision.group not in chosen:
                 chosen[decision.group] = self._choose(program, decision)
@@ -55,6 +62,18 @@ class ChooseRanges(Pass):
         if quantizer.needs.histogram and statistics.histogram is None:
             raise DataError(f"ranges {self.ranges!r} need histograms; write calibrate:ranges={self.ranges}")
         return quantizer(statistics, decision.scheme)
+
+
+def _values_of_table(program: Program, table: str, values: NDArray[np.floating]) -> TensorStatistics:
+    """The values of a table, each as often as samples look it up and once more.
+
+    Rows that most samples look up, as those of special tokens are, would be cut off for many that none does.
+    """
+    own = TensorStatistics(table, Needs(histogram=True))
+    own.update(values)
+    units = [unit for unit in program.units.values() if unit.is_table and unit.weight == table]
+    looked_up = [program.statistics[unit.output] for unit in units if unit.output in program.statistics]
+    return TensorStatistics.pooled(table, [own, *looked_up])
 
 
 def _tie_concats(program: Program, ctx: Context, chosen: dict[str, QuantParams]) -> int:

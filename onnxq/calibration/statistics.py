@@ -9,6 +9,7 @@ or size of batches, nor on the order of merges. The sums agree to rounding only;
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -178,6 +179,20 @@ class TensorStatistics:
             merged._absorb(part)
         return merged
 
+    @classmethod
+    def pooled(cls, name: str, parts: Iterable[TensorStatistics]) -> TensorStatistics:
+        """The distribution of the values of several tensors, without their channels.
+
+        Raises:
+            DataError: a part has no histogram.
+        """
+        found = cls(name, Needs(histogram=True))
+        for part in parts:
+            if not part.needs.histogram:
+                raise DataError(f"tensor {part.name!r} has no histogram to be pooled in {name!r}")
+            found._absorb(part)
+        return found
+
     def to_arrays(self) -> Arrays:
         """Everything as a dict of arrays, for saving; keys that do not apply are absent."""
         arrays: Arrays = {
@@ -265,13 +280,8 @@ class TensorStatistics:
         """Add statistics of the same needs, in place."""
         if other.count == 0:
             return
-        if self.channels is not None and other.channels is not None:
-            sizes = self.channels.total.size, other.channels.total.size
-            if sizes[0] != sizes[1]:
-                raise DataError(
-                    f"tensor {self.name!r} has {sizes[1]} channels where it had {sizes[0]} before"
-                )
-        self.channels = _sum_channels(self.channels, other.channels)
+        if self.needs.channels is not None:
+            self._absorb_channels(other)
         self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
         if self.needs.histogram:
             joined = Histogram.covering(self.minimum, self.maximum)
@@ -281,6 +291,15 @@ class TensorStatistics:
             self.histogram = joined
         for name in ("count", "zeros", "total", "total_absolute", "total_squares"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def _absorb_channels(self, other: TensorStatistics) -> None:
+        if self.channels is not None and other.channels is not None:
+            sizes = self.channels.total.size, other.channels.total.size
+            if sizes[0] != sizes[1]:
+                raise DataError(
+                    f"tensor {self.name!r} has {sizes[1]} channels where it had {sizes[0]} before"
+                )
+        self.channels = _sum_channels(self.channels, other.channels)
 
 
 def _sum_channels(a: ChannelStatistics | None, b: ChannelStatistics | None) -> ChannelStatistics | None:

@@ -30,6 +30,7 @@ METHODS: tuple[type[RangeMethod], ...] = (MinMax, Percentile, Mse, Lp, Entropy, 
 
 __all__ = [
     "METHODS",
+    "Mse",
     "Quantizer",
     "RangeMethod",
     "expected_error",

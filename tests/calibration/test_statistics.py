@@ -255,6 +255,22 @@ def test_needs() -> None:
         gathered(np.ones(2)).merge(gathered(np.ones(2), Needs()))
 
 
+@given(vectors, vectors)
+@settings(deadline=None, max_examples=50)
+def test_pooled_values_of_several_tensors(a: NDArray[np.float32], b: NDArray[np.float32]) -> None:
+    parts = gathered(a), gathered(b, FULL)
+    pooled = TensorStatistics.pooled("y", parts)
+    same(pooled, gathered(np.concatenate((a, b))))
+    assert pooled.name == "y"
+    same(parts[0], gathered(a))
+
+
+def test_pooling_needs_histograms() -> None:
+    parts = gathered(np.ones(3)), gathered(np.ones(3), Needs())
+    with pytest.raises(DataError, match="tensor 'x' has no histogram to be pooled in 'y'"):
+        TensorStatistics.pooled("y", parts)
+
+
 def test_edges_of_a_histogram() -> None:
     histogram = Histogram(-2, -3, np.zeros(4, np.int64))
     assert histogram.width == 0.25

@@ -113,12 +113,23 @@ def test_a_plan_without_activations_needs_no_data(parse_program: ParseProgram) -
     assert Calibrate().run(program, Context(data=None)).changed == 0
 
 
-def test_a_table_is_known_without_a_run(parse_program: ParseProgram) -> None:
+def test_of_a_table_only_what_is_looked_up_is_gathered(parse_program: ParseProgram) -> None:
     """Its initializer would be an output of every batch; for an embedding of 100 MB that is most of the time."""
     text = "g (int64[N,5] i) => (float[N,5,64] y) { e = Gather(table, i) l = Relu(e) y = MatMul(l, w) }"
     program = annotated(parse_program, text, {"table": normal(1, 100, 64), "w": normal(2, 64, 64)})
     assert program.plan["e"].group == "table"
-    assert needs(program, "mse") == {"l": Needs(histogram=True, channels=-1)}
+    assert needs(program, "minmax") == {"e": Needs(histogram=True), "l": Needs(channels=-1)}
+    Calibrate().run(program, context(program, {"i": np.array([[1, 1, 1, 2, 2]] * 7)}))
+    assert program.statistics["e"].count == 7 * 5 * 64
+    values = normal(1, 100, 64)[[1, 1, 1, 2, 2]]
+    assert program.statistics["e"].total_absolute == pytest.approx(7 * np.abs(values).sum(dtype=float))
+
+
+def test_a_table_alone_needs_no_samples(parse_program: ParseProgram) -> None:
+    text = "g (int64[N,5] i) => (float[N,5,64] y) { y = Gather(table, i) }"
+    program = annotated(parse_program, text, {"table": normal(1, 100, 64)})
+    assert program.plan["y"].group == "table"
+    assert needs(program, "auto") == {}
 
 
 def test_layers_that_disagree_on_the_channel_axis_get_no_means(parse_program: ParseProgram) -> None:
