@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from onnxq.errors import UsageError
 from onnxq.pipeline import Pipeline
@@ -39,7 +41,7 @@ class Choices:
         first_last: width of the first and last layers: `same`, `8` or `float`.
         elementwise: width of activations that no layer multiplies: `8` or `same`.
         ranges: range method of activations, or `lapq` to search all steps together by the network's loss.
-        loss, budget, checkpoint, cluster: of that search.
+        loss, search_budget, checkpoint, cluster: of that search.
         bias_correction: `auto`, `none`, `output`, `exact` or `deployed`; None for the pipeline's own.
         skip: node names or op types to leave in float.
         multipoint: further weights of channels with several points, as a part of those below 8 bits.
@@ -55,16 +57,16 @@ class Choices:
     bits: str | None = None
     weights: str | QuantScheme | None = None
     activations: str | QuantScheme | None = None
-    override: tuple[str, ...] = ()
+    override: Sequence[str] = ()
     first_last: str | None = None
     elementwise: str | None = None
     ranges: str | None = None
     loss: str | None = None
-    budget: str | None = None
-    checkpoint: str | None = None
+    search_budget: str | None = None
+    checkpoint: str | Path | None = None
     cluster: str | None = None
     bias_correction: str | None = None
-    skip: tuple[str, ...] = ()
+    skip: Sequence[str] = ()
     multipoint: float | None = None
     multipoint_error: float | None = None
     multipoint_size: str | None = None
@@ -92,14 +94,14 @@ class Choices:
             "activations": None if self.is_weight_only(bits) else activations,
             "ranges": None if self.is_joint else self.ranges,
             "loss": self.loss,
-            "budget": self.budget,
-            "checkpoint": self.checkpoint,
+            "budget": self.search_budget,
+            "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
             "cluster": self.cluster,
             "correction": self.bias_correction,
-            "override": self.override,
+            "override": tuple(self.override),
             "first_last": self.first_last,
             "elementwise": self.elementwise,
-            "skip": self.skip,
+            "skip": tuple(self.skip),
             "share": self.multipoint,
             "error": self.multipoint_error,
             "size": self.multipoint_size,

@@ -19,6 +19,7 @@ from onnxq.measure.metrics import Accuracy, Evaluation, evaluate_model, find_met
 from onnxq.model.disk import DataFile, Spool
 from onnxq.model.load import load_model, model_digest
 from onnxq.model.prepare import prepare
+from onnxq.model.session import CPU
 from onnxq.model.skeleton import model_bytes
 from onnxq.model.tensors import data_files
 from onnxq.model.write import write_model
@@ -111,7 +112,7 @@ def compile_model(
     save_calibration: str | Path | None = None,
     seed: int = 0,
     threads: int = 0,
-    provider: str = "CPUExecutionProvider",
+    provider: str = CPU,
     speed: bool = True,
     layers: bool = False,
     scratch: str | Path | None = None,
@@ -172,9 +173,6 @@ def compile_model(
         ModelError: the model cannot be read, prepared, run or written.
         DataError: the samples cannot be read or do not fit.
     """
-    clock, goal = _Clock(), find_target(target)
-    metric = _metric(metric, test)
-    has_data = calibration is not None or load_calibration is not None
     choices = Choices(
         preset=preset,
         pipeline=pipeline,
@@ -183,21 +181,66 @@ def compile_model(
         bits=bits,
         weights=weights,
         activations=activations,
-        override=tuple(override),
+        override=override,
         first_last=first_last,
         elementwise=elementwise,
         ranges=ranges,
         loss=loss,
-        budget=search_budget,
-        checkpoint=None if checkpoint is None else str(checkpoint),
+        search_budget=search_budget,
+        checkpoint=checkpoint,
+        cluster=cluster,
+        bias_correction=bias_correction,
+        skip=skip,
         multipoint=multipoint,
         multipoint_error=multipoint_error,
         multipoint_size=multipoint_size,
-        cluster=cluster,
-        bias_correction=bias_correction,
         multipoint_form=multipoint_form,
-        skip=tuple(skip),
     )
+    return compile_chosen(
+        model,
+        calibration,
+        choices,
+        output=output,
+        samples=samples,
+        images=images,
+        test=test,
+        metric=metric,
+        load_calibration=load_calibration,
+        save_calibration=save_calibration,
+        seed=seed,
+        threads=threads,
+        provider=provider,
+        speed=speed,
+        layers=layers,
+        scratch=scratch,
+        progress=progress,
+    )
+
+
+def compile_chosen(
+    model: str | Path | onnx.ModelProto,
+    calibration: Source | None,
+    choices: Choices,
+    *,
+    output: str | Path | None = None,
+    samples: int = 512,
+    images: ImageOptions | None = None,
+    test: Source | None = None,
+    metric: str | None = None,
+    load_calibration: str | Path | None = None,
+    save_calibration: str | Path | None = None,
+    seed: int = 0,
+    threads: int = 0,
+    provider: str = CPU,
+    speed: bool = True,
+    layers: bool = False,
+    scratch: str | Path | None = None,
+    progress: Progress = no_progress,
+) -> CompiledModel:
+    """`compile_model`, with all that shapes the pipeline in one value."""
+    clock, goal = _Clock(), find_target(choices.target)
+    metric = _metric(metric, test)
+    has_data = calibration is not None or load_calibration is not None
     steps = choices.resolve(has_data)
     warnings: list[str] = []
     with clock.stage("load"):
@@ -234,7 +277,7 @@ def compile_model(
         warnings.insert(
             0, f"there is no calibration data, so the pipeline is '{steps}': no activation has a fixed range"
         )
-    warnings += _too_large(multipoint_size, model_bytes(compiled))
+    warnings += _too_large(choices.multipoint_size, model_bytes(compiled))
     report = Report(
         model="" if isinstance(model, onnx.ModelProto) else str(model),
         output="" if output is None else str(output),

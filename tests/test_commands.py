@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, parser
 
+from onnxq.choices import Choices
 from onnxq.commands.compiling import compile_file
 from onnxq.commands.hazards import model_hazards
 from onnxq.commands.inspecting import inspect_file
@@ -33,7 +34,7 @@ TEST = str(MODELS / "digits_test.npz")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The compiled CNN and its report."""
     path = tmp_path_factory.mktemp("compiled") / "q.onnx"
-    report = compile_file(CNN, path, calibration=CALIB, samples=64, threads=1)
+    report = compile_file(CNN, path, Choices(), calibration=CALIB, samples=64, threads=1)
     return path, report.as_json()
 
 
@@ -53,7 +54,7 @@ def test_evaluate_is_what_numpy_counts(quantized: tuple[Path, dict[str, Any]]) -
 
 def test_compile_measures_what_evaluate_does(tmp_path: Path) -> None:
     path = tmp_path / "q.onnx"
-    done = compile_file(CNN, path, calibration=CALIB, samples=64, bits="w2a2", test=TEST, threads=1)
+    done = compile_file(CNN, path, Choices(bits="w2a2"), calibration=CALIB, samples=64, test=TEST, threads=1)
     found = done.as_json()["quality"]["metric"]
     before, after = (evaluate_file(model, TEST, threads=1) for model in (CNN, path))
     assert after["value"] < before["value"]
@@ -88,7 +89,9 @@ def test_test_samples_that_do_not_fit_are_found_before_the_passes(
     monkeypatch.setattr(Pipeline, "run", lambda *_: pytest.fail("the passes ran"))
     np.savez(tmp_path / "t.npz", allow_pickle=False, **arrays)
     with pytest.raises(DataError, match=said):
-        compile_file(CNN, tmp_path / "q.onnx", calibration=CALIB, test=str(tmp_path / "t.npz"), threads=1)
+        compile_file(
+            CNN, tmp_path / "q.onnx", Choices(), calibration=CALIB, test=str(tmp_path / "t.npz"), threads=1
+        )
     assert not (tmp_path / "q.onnx").exists()
 
 
@@ -321,9 +324,13 @@ def test_passes_are_described_from_their_docstrings() -> None:
 
 def test_the_calibration_table_must_fit_the_model(tmp_path: Path) -> None:
     table = tmp_path / "t.npz"
-    compile_file(CNN, tmp_path / "a", calibration=CALIB, samples=16, threads=1, save_calibration=table)
+    compile_file(
+        CNN, tmp_path / "a", Choices(), calibration=CALIB, samples=16, threads=1, save_calibration=table
+    )
     with pytest.raises(OnnxqError, match="the calibration table is of other model"):
-        compile_file(TRANSFORMER, tmp_path / "b", load_calibration=table, threads=1)
+        compile_file(TRANSFORMER, tmp_path / "b", Choices(), load_calibration=table, threads=1)
     with pytest.raises(OnnxqError, match="the calibration table is of other data"):
-        compile_file(CNN, tmp_path / "b", calibration=TEST, samples=16, load_calibration=table, threads=1)
+        compile_file(
+            CNN, tmp_path / "b", Choices(), calibration=TEST, samples=16, load_calibration=table, threads=1
+        )
     assert not (tmp_path / "b").exists()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from onnxq import compile_model
+from onnxq.choices import Choices
 from onnxq.commands.compiling import compile_file
 from onnxq.commands.reporting import report_file
 from onnxq.errors import OnnxqError, UsageError
@@ -251,7 +252,7 @@ def test_the_suffix_decides(tmp_path: Path) -> None:
         ("r.json", "{"),
         ("r", "{"),
     ):
-        compile_file(CNN, tmp_path / "q.onnx", preset="weight-only", report=tmp_path / name)
+        compile_file(CNN, tmp_path / "q.onnx", Choices(preset="weight-only"), report=tmp_path / name)
         assert (tmp_path / name).read_text("utf-8").startswith(start)
 
 
