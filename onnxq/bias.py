@@ -14,10 +14,10 @@ from onnxq.errors import DataError, UsageError
 from onnxq.graph import Names, constant, float_values, set_input
 from onnxq.pipeline import Context
 from onnxq.program import Program, Unit
+from onnxq.scheme import BYTE
 
 BiasCorrection = Literal["auto", "none", "output", "exact", "deployed"]
 
-BYTE = 8
 LARGEST_CODE = 2.0**30  # half of int32, which leaves room for the products
 
 

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.blocks import BlockCodes
+from onnxq.scheme import BYTE
 
 Bytes = NDArray[np.uint8]
 
-BYTE = 8
 STRIP = 16
 INT8 = 4  # the accuracy level that computes with int8 inputs
 ACCURACIES = (0, 1, INT8)

@@ -31,10 +31,10 @@ from numpy.typing import NDArray
 from onnxq.graph import Names, constant
 from onnxq.model.surgeon import packed_constant
 from onnxq.point_rows import PointRows
+from onnxq.scheme import BYTE
 
 Codes = NDArray[np.integer[Any]]
 
-BYTE = 8
 PLANES_OPSET = 10  # MatMulInteger
 PLANES_BYTES = 600  # that the nodes of bit planes and their names take in a file
 CAST_BYTES = 60  # the same of a Cast

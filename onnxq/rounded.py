@@ -19,10 +19,10 @@ from onnxq.pipeline import Context
 from onnxq.program import Program, QuantDecision
 from onnxq.rounding import Feedback, output_error
 from onnxq.saturation import as_rows, from_rows, partners
+from onnxq.scheme import BYTE
 from onnxq.weights import code_limit, is_coarse
 
 LARGEST = 1152
-BYTE = 8
 # Of steps to try: the best one lies below that of the weights alone.
 FACTORS = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1)
 REFITS = 2

@@ -7,6 +7,7 @@ from typing import Literal
 
 from onnxq.errors import UsageError
 
+BYTE = 8  # bits of a code of the kernels, the widest here
 Granularity = Literal["tensor", "channel", "block"]
 
 GRAMMAR = (

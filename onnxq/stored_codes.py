@@ -12,9 +12,9 @@ from onnxq.moments import Site, moment_parts, second_moments
 from onnxq.pipeline import Context
 from onnxq.program import Program, QuantDecision
 from onnxq.quantizers import weight_params
-from onnxq.rounded import BYTE, LARGEST, WeightRounder
+from onnxq.rounded import LARGEST, WeightRounder
 from onnxq.saturation import as_rows, kernel_kind
-from onnxq.scheme import QuantScheme
+from onnxq.scheme import BYTE, QuantScheme
 
 Layers = Mapping[str, tuple[Sequence[gs.Node], QuantScheme]]
 

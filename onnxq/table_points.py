@@ -32,10 +32,10 @@ from onnxq.point_rows import PointRows
 from onnxq.points import Candidates, Folded
 from onnxq.program import Program, QuantDecision, Unit
 from onnxq.saturation import excess, kernel_kind
+from onnxq.scheme import BYTE
 from onnxq.target import Target
 from onnxq.weights import code_limit
 
-BYTE = 8
 OPSET = 16  # ScatterND that adds
 
 Plan = dict[str, QuantDecision]

@@ -19,7 +19,7 @@ from onnxq.blocks import quantize_blocks
 from onnxq.graph import float_values, rank
 from onnxq.nbits import SMALLEST_BLOCK, packed_rows
 from onnxq.quantizers import weight_params
-from onnxq.scheme import QuantScheme
+from onnxq.scheme import BYTE, QuantScheme
 from onnxq.target import Target
 from onnxq.weight_storage import CONTRIB, FLOAT, WeightWriter
 
@@ -30,7 +30,7 @@ UINT8 = QuantScheme.parse("uint8")
 GOOD_DB = 40.0  # about what a scale per channel gives convolutions at 8 bits
 SAMPLE = 1 << 18  # values, of evenly spaced rows, that tell how good one scale is
 LARGE = 1 << 24  # values of a table whose rows get scales without asking whether one would do
-BYTE, NIBBLE, MIDDLE = 8, 4, 8
+NIBBLE, MIDDLE = 4, 8
 NARROW = 16  # a scale for each row of fewer values would take more than half of what the codes take
 OWN_OPSET = 18  # BitwiseAnd
 

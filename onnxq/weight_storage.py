@@ -21,6 +21,7 @@ from onnxq.graph import NodeWriter, float_values, present, replace_reads
 from onnxq.model.surgeon import packed_constant
 from onnxq.nbits import nbits_layout
 from onnxq.packing import Packer
+from onnxq.scheme import BYTE
 from onnxq.target import Target
 
 Codes = NDArray[np.integer[Any]]
@@ -29,7 +30,6 @@ Number = TypeVar("Number", bound=np.generic)
 FLOAT = np.float32
 CONTRIB = "com.microsoft"
 BLOCKED_OPSET = 21  # block_size of DequantizeLinear
-BYTE = 8
 
 
 class WeightWriter(NodeWriter):

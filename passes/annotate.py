@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Literal
 from onnxq.model.surgeon import to_graph
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.placement import Placement
-from onnxq.precision import BYTE, Bits, Ends, Layer, layer_bits, override_bits
+from onnxq.precision import Bits, Ends, Layer, layer_bits, override_bits
 from onnxq.program import Program, QuantDecision, Sides, Unit
-from onnxq.scheme import QuantScheme
+from onnxq.scheme import BYTE, QuantScheme
 from onnxq.selection import inside_bodies, skipped_nodes
 from onnxq.target import Target
 

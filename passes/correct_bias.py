@@ -36,9 +36,8 @@ from onnxq.mean_point import with_means, with_spread
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, Unit
 from onnxq.saturation import kernel_kind
+from onnxq.scheme import BYTE
 from onnxq.weights import code_limit
-
-BYTE = 8
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.point_rows import Form
 from onnxq.points import at_random, below_error, even_error, within_budget
 from onnxq.program import Program
+from onnxq.scheme import BYTE
 from onnxq.simulate import loss_gains
 from onnxq.sizes import emitted_bytes, parse_bytes
 from onnxq.table_points import Table, lookups, narrow_tables, table_points
 from onnxq.target import Target
 from onnxq.weights import code_limit
 
-BYTE = 8
 LEAST_FELT = 0.1  # of the median: how much the loss feels a layer at least
 TRIALS = 10  # of a budget that meets a size
 TINY = 1e-30

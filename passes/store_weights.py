@@ -29,7 +29,7 @@ from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.precision import WEIGHTED, Bits, Ends, Layer, layer_bits, override_bits
 from onnxq.program import Program, QuantDecision
 from onnxq.quantizers import weight_params
-from onnxq.scheme import QuantScheme
+from onnxq.scheme import BYTE, QuantScheme
 from onnxq.selection import note_floats, skipped_nodes, writes_float32
 from onnxq.stored_codes import fitted_codes
 from onnxq.table_storage import TableWriter
@@ -40,7 +40,6 @@ from onnxq.weights import balanced_codes, peak_params
 
 NO_DATA = "there is no calibration data"
 NO_WEIGHTS = "only weights are stored as integers"
-BYTE = 8
 TABLE_BITS = 4  # the fewest that a table takes
 BALANCED = 1 << 23  # weights; sorting the rounding errors of more would take seconds
 

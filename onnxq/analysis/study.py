@@ -18,6 +18,7 @@ from onnxq.model.load import load_model
 from onnxq.model.prepare import prepare
 from onnxq.pipeline import Context, Pipeline, Progress, no_progress
 from onnxq.program import Program
+from onnxq.scheme import BYTE
 from onnxq.search.landscape import (
     Sensitivities,
     contour,
@@ -37,7 +38,6 @@ BEHIND = (
     "pad-channels",
     "emit-qdq",
 )  # an analysis looks in front of these
-BYTE = 8
 NORMS = tuple(np.linspace(1.0, 4.0, 7).tolist())
 OFFSETS = tuple(np.linspace(-0.4, 0.4, 5).tolist())  # log step, of a contour
 FAITHFUL_DB = 25.0  # of the outputs, from where on no class changes

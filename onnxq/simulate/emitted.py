@@ -20,10 +20,10 @@ from onnxq.emission import write_qdq
 from onnxq.graph import Names, float_values
 from onnxq.model.surgeon import to_graph
 from onnxq.program import Program, QuantDecision, Unit
+from onnxq.scheme import BYTE
 from onnxq.simulate.segments import typed
 from onnxq.target import Target
 
-BYTE = 8
 Array = NDArray[Any]
 Plan = Mapping[str, QuantDecision]
 Biases = Mapping[str, NDArray[np.float32]]

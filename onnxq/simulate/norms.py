@@ -14,10 +14,9 @@ from onnxq.affine import QuantParams
 from onnxq.errors import DataError
 from onnxq.program import Program
 from onnxq.quantizers import parse_quantizer
+from onnxq.scheme import BYTE
 from onnxq.simulate.variables import Weights
 from onnxq.weights import step_params
-
-BYTE = 8
 
 
 def choose_layerwise(program: Program, layers: Weights, method: str, weights: bool = True) -> None:

@@ -20,12 +20,12 @@ from onnxq.program import Program, QuantDecision, Unit
 from onnxq.rounded import WeightRounder, with_codes
 from onnxq.rounding import cut_pairs
 from onnxq.saturation import as_rows, from_rows, kernel_kind, partners
+from onnxq.scheme import BYTE
 from onnxq.table_points import recoded
 from onnxq.target import Target
 from onnxq.weights import code_limit, is_coarse, safe_codes
 
 NO_ROUNDERS: Mapping[str, WeightRounder] = MappingProxyType({})
-BYTE = 8
 REMEMBERED = 4  # decisions of a tensor at as many factors
 
 
