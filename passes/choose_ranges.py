@@ -18,6 +18,7 @@ from onnxq.graph import float_values
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, QuantDecision
 from onnxq.quantizers import Mse, method_for, parse_quantizer
+from onnxq.scheme import QuantScheme
 
 LARGEST_LOSS = 2.0  # a step may become this many times coarser for a cheaper Concat
 
@@ -41,7 +42,7 @@ class ChooseRanges(Pass):
             if decision.is_weight and tensor in tables:
                 values = float_values(tensors[tensor])
                 assert values is not None
-                chosen[decision.group] = Mse()(_values_of_table(program, tensor, values), decision.scheme)
+                chosen[decision.group] = _table_params(program, tensor, values, decision.scheme)
         for decision in program.plan.values():
             if not decision.is_weight and decision.group not in chosen:
                 chosen[decision.group] = self._choose(program, decision)
@@ -64,8 +65,10 @@ class ChooseRanges(Pass):
         return quantizer(statistics, decision.scheme)
 
 
-def _values_of_table(program: Program, table: str, values: NDArray[np.floating]) -> TensorStatistics:
-    """The values of a table, each as often as samples look it up and once more.
+def _table_params(
+    program: Program, table: str, values: NDArray[np.floating], scheme: QuantScheme
+) -> QuantParams:
+    """The grid of least squared error over the values of a table, each as often as samples look it up and once more.
 
     Rows that most samples look up, as those of special tokens are, would be cut off for many that none does.
     """
@@ -73,7 +76,7 @@ def _values_of_table(program: Program, table: str, values: NDArray[np.floating])
     own.update(values)
     units = [unit for unit in program.units.values() if unit.is_table and unit.weight == table]
     looked_up = [program.statistics[unit.output] for unit in units if unit.output in program.statistics]
-    return TensorStatistics.pooled(table, [own, *looked_up])
+    return Mse()(TensorStatistics.pooled(table, [own, *looked_up]), scheme)
 
 
 def _tie_concats(program: Program, ctx: Context, chosen: dict[str, QuantParams]) -> int:
