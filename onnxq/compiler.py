@@ -237,7 +237,13 @@ def compile_chosen(
     scratch: str | Path | None = None,
     progress: Progress = no_progress,
 ) -> CompiledModel:
-    """`compile_model`, with all that shapes the pipeline in one value."""
+    """`compile_model`, with all that shapes the pipeline in one value.
+
+    Args: as `compile_model`.
+
+    Raises:
+        UsageError, ModelError, DataError: as `compile_model`.
+    """
     clock, goal = _Clock(), find_target(choices.target)
     metric = _metric(metric, test)
     has_data = calibration is not None or load_calibration is not None

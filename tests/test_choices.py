@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from onnxq.choices import Choices
@@ -108,3 +110,17 @@ def test_further_points_stand_behind_what_chooses_codes() -> None:
 def test_further_points_that_cannot_be(choices: Choices, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         choices.resolve(has_data=True)
+
+
+def test_options_of_the_search_and_lists_reach_their_passes() -> None:
+    steps = Choices(
+        bits="w4a4",
+        ranges="lapq",
+        search_budget="30",
+        checkpoint=Path("state.npz"),
+        loss="mse",
+        skip=["Gemm", "head"],
+    ).resolve(True)
+    search = next(p for p in steps.passes if p.name == "search-steps")
+    assert [getattr(search, name) for name in ("budget", "checkpoint", "loss")] == ["30", "state.npz", "mse"]
+    assert options(steps, "annotate")["skip"] == "('Gemm', 'head')"

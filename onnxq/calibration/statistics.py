@@ -277,7 +277,7 @@ class TensorStatistics:
         return ChannelStatistics.of(x, axis % x.ndim, self.needs.power)
 
     def _absorb(self, other: TensorStatistics) -> None:
-        """Add statistics of the same needs, in place."""
+        """Add statistics that hold at least what is needed here, in place."""
         if other.count == 0:
             return
         if self.needs.channels is not None:
