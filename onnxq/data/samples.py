@@ -116,7 +116,7 @@ def _shapes(piece: Batch) -> list[tuple[int, ...]]:
 
 def _whole_feed(piece: Batch) -> Batch:
     """One sample without its axis. Labels lose theirs when what remains still has an entry per row."""
-    feeds = {name: array[0] for name, array in piece.feeds.items()}
+    feeds = {name: np.asarray(array[0]) for name, array in piece.feeds.items()}  # of numbers no scalar
     labels = piece.labels
     if labels is not None and labels.ndim > 1:
         leading = {array.shape[0] for array in feeds.values() if array.ndim}

@@ -138,9 +138,10 @@ def make_table(where: str, arrays: Mapping[str, Column], inputs: Sequence[InputS
     axes = {spec.name: _has_own_axis(where, arrays[spec.name], spec) for spec in inputs}
     known = {extra for extra in axes.values() if extra is not None}
     if len(known) > 1:
-        feeds = ", ".join(repr(name) for name, extra in axes.items() if extra)
+        feeds, rows = (", ".join(repr(n) for n, own in axes.items() if own is kind) for kind in (True, False))
         raise DataError(
-            f"{where}: whole feeds (one more axis than the input) in {feeds} but not in all arrays"
+            f"{where}: whole feeds (one more axis than the input) in {feeds} but not in {rows}; "
+            f"give {rows} one more leading axis too, so that each entry is a whole feed"
         )
     if label is not None:
         check_label_dtype(where, arrays[label].dtype)

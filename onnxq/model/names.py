@@ -19,6 +19,22 @@ def tensor_names(graph: GraphProto) -> Iterator[str]:
             yield from node.output
 
 
+def read_names(node: NodeProto) -> list[str]:
+    """Tensors that a node reads, those that its bodies take from outside included, once for each reading."""
+    return [name for name in node.input if name] + [n for body in subgraphs(node) for n in _captured(body)]
+
+
+def _captured(body: GraphProto) -> list[str]:
+    own = _own_names(body)
+    read = [name for node in body.node for name in read_names(node)] + [o.name for o in body.output]
+    return [name for name in read if name not in own]
+
+
+def _own_names(body: GraphProto) -> set[str]:
+    stored = (*body.initializer, *(s.values for s in body.sparse_initializer))
+    return {t.name for t in (*body.input, *stored)} | {name for node in body.node for name in node.output}
+
+
 class FreshNames:
     """Names that are not taken yet."""
 
@@ -66,10 +82,7 @@ def _rename_inputs(node: NodeProto, renamed: Mapping[str, str]) -> None:
         if name in renamed:
             node.input[index] = renamed[name]
     for body in subgraphs(node):
-        own = {t.name for t in (*body.input, *body.initializer)} | {
-            s.values.name for s in body.sparse_initializer
-        }
-        own |= {name for inner in body.node for name in inner.output}
+        own = _own_names(body)
         outer = {old: new for old, new in renamed.items() if old not in own}
         if outer:
             rename_reads(body, outer)

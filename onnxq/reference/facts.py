@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorShapeProto, ValueInfoProto, helper, numpy_helper
 from onnx.shape_inference import InferenceError, infer_shapes
 
+from onnxq.model.names import read_names
 from onnxq.model.skeleton import declared, split
-from onnxq.model.tensors import all_graphs, infos, subgraphs
+from onnxq.model.tensors import infos
 
 Array = NDArray[Any]
 UINT8, INT8 = np.dtype(np.uint8), np.dtype(np.int8)
@@ -114,18 +115,6 @@ class Facts:
     def are_constant(self, names: Collection[str]) -> bool:
         """Whether all names that are given are constants."""
         return all(name in self.constants for name in names if name)
-
-
-def read_names(node: NodeProto) -> list[str]:
-    """Tensors that a node reads, those that its bodies take from outside included, once for each reading."""
-    names = [name for name in node.input if name]
-    for body in subgraphs(node):
-        for graph in all_graphs(body):
-            own = {t.name for t in graph.initializer} | {i.name for i in graph.input}
-            own |= {name for inner in graph.node for name in inner.output}
-            names += [name for inner in graph.node for name in inner.input if name and name not in own]
-            names += [o.name for o in graph.output if o.name not in own]
-    return names
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
 from onnxq.measure.compare import run as run_session
+from onnxq.model.names import read_names
 from onnxq.model.session import make_session
 from onnxq.model.tensors import element_type
-from onnxq.reference.facts import read_names
 from onnxq.reference.kernels import Step
 from onnxq.reference.lowering import Lowered
 

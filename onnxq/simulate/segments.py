@@ -14,6 +14,8 @@ from itertools import pairwise
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
+from onnxq.model.names import read_names
+
 MOST_LIVE = 6
 CODES = (TensorProto.UINT8, TensorProto.INT8)
 
@@ -80,7 +82,7 @@ def _spans(
     written = {i.name: -1 for i in model.graph.input if i.name not in fixed}
     last = dict(written)
     for place, node in enumerate(nodes):
-        for name in node.input:
+        for name in read_names(node):
             source = decoders[name].input[0] if name in decoders else name
             if source in last:
                 last[source] = place
@@ -111,10 +113,10 @@ def _segment(
 ) -> Segment:
     types, graph_outputs = _types(model), [o.name for o in model.graph.output]
     is_last = not after
-    decoded = {name for node in plain for name in node.input if name in decoders}
+    decoded = {name for node in plain for name in read_names(node) if name in decoders}
     decoded |= {name for name in graph_outputs if name in decoders and is_last}
     nodes = _with_decoders(plain, decoders, decoded)
-    read = {name for node in nodes for name in node.input if name}
+    read = {name for node in nodes for name in read_names(node)}
     written = {name for node in nodes for name in node.output if name}
     stored = [t for t in model.graph.initializer if t.name in read]
     fixed = {t.name for t in stored}
@@ -141,7 +143,7 @@ def _with_decoders(
     placed: set[str] = set()
     nodes: list[NodeProto] = []
     for node in plain:
-        for name in node.input:
+        for name in read_names(node):
             if name in decoded and name not in placed:
                 placed.add(name)
                 nodes.append(decoders[name])

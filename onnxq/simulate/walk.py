@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
 
 from onnxq.measure.compare import run
+from onnxq.model.names import read_names
 from onnxq.model.session import make_session
 from onnxq.pipeline import Context
 from onnxq.program import Program
@@ -121,7 +122,7 @@ def _as_far_as(model: ModelProto, wanted: str) -> ModelProto:
     for node in reversed(model.graph.node):
         if read.intersection(node.output):
             nodes.append(node)
-            read.update(node.input)
+            read.update(read_names(node))
     graph = helper.make_graph(
         nodes[::-1],
         model.graph.name,

@@ -156,8 +156,12 @@ def test_a_scalar_input_gets_one_number_per_feed() -> None:
     inputs = (spec("x", "N", 4), spec("threshold"))
     batches = list(open_data({"x": X.reshape(5, 2, 4), "threshold": X[:5, 0]}, inputs).batches(8))
     assert [batch.feeds["threshold"].shape for batch in batches] == [()] * 5
+    assert {type(batch.feeds["threshold"]) for batch in batches} == {
+        np.ndarray
+    }  # onnxruntime takes no numpy scalar
     assert refused({"x": X, "threshold": X[:, 0]}, inputs) == (
-        "the dict of arrays: whole feeds (one more axis than the input) in 'threshold' but not in all arrays"
+        "the dict of arrays: whole feeds (one more axis than the input) in 'threshold' but not in 'x'; "
+        "give 'x' one more leading axis too, so that each entry is a whole feed"
     )
     assert refused({"x": X, "threshold": X}, inputs) == (
         "the dict of arrays: array 'threshold' has shape (10, 4), but the model's input takes (samples)"

@@ -252,6 +252,30 @@ def test_fewer_samples_where_the_network_cannot_be_cut(
     assert 1 <= found[1] <= 64 // 4  # of its four products alone
 
 
+def test_what_bodies_read_from_outside_reaches_them(parse_program: ParseProgram) -> None:
+    """The network is cut in front of its second layer, and a node behind the cut has bodies that read codes from before it."""
+    text = """g (float[N,6,8,8] x, bool take) => (float[a,b,c,d] y, float[a,b,c,d] z) {
+        h = Conv<pads=[1,1,1,1]>(x, v)
+        r = Relu(h)
+        p = GlobalAveragePool(r)
+        y = Conv(r, w, b)
+        z = If(take) <
+            then_branch = g1 () => (float[a,b,c,d] s) { m = Conv(p, u) s = Add(m, y) },
+            else_branch = g2 () => (float[a,b,c,d] s) { m = Conv(p, u) s = Mul(m, y) }
+        >
+    }"""
+    program = parse_program(text, WEIGHTS | {"u": WEIGHTS["w"]}, 25)
+    feeds = [{"x": IMAGES[i : i + 8], "take": np.array(i == 0)} for i in range(0, 16, 8)]
+    ctx = Context(open_data(feeds, input_specs(program.source)), threads=1)
+    plan = f"annotate:small=0,first_last=same,weights=int4:channel {PLAN}"
+    Pipeline.parse(f"{plan} correct-bias:correction=deployed emit-qdq").run(program, ctx)
+    assert set(program.biases) == {u.name for u in program.units.values() if u.weight is not None}
+    found = make_session(program.to_model(), threads=1).run(["y", "z"], feeds[0])
+    exact = make_session(program.source, threads=1).run(["y", "z"], feeds[0])
+    for a, b in zip(exact, found, strict=True):
+        assert np.var(a - b) < 0.1 * np.var(a)  # 4-bit weights leave about 0.02
+
+
 def test_auto_leaves_8_bits_to_the_means_of_weights(parse_program: ParseProgram) -> None:
     biases = []
     for correction in ("auto", "output"):
