@@ -122,8 +122,8 @@ def compile_model(
 
     Args:
         model: a path or a model in memory (which is not changed).
-        calibration: samples: a path as for `--calib`, a dict of arrays by input name, a function that yields feeds, or a
-            Dataset; None quantizes what needs no activation ranges.
+        calibration: samples: a path as for `--calib`, a dict of arrays by input name, an array where there is one
+            input, a function that yields feeds, or a Dataset; None quantizes what needs no activation ranges.
         output: where to write; nothing is written when None.
         samples: calibration samples to use, evenly spaced over the source.
         preset: named pipeline, `int8` when left out.

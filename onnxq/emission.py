@@ -13,6 +13,7 @@ from onnxq.borders import ALL, FLOAT, Borders, Bounds, Correction, bias_reads, u
 from onnxq.expansion import add_up, is_expanded
 from onnxq.graph import float_values, is_constant, present, producer, remove_node, set_input
 from onnxq.program import Program, Unit
+from onnxq.ramp import RAMP, UNIT_INTERVAL, summands
 from onnxq.rules import RELU
 from onnxq.target import Target
 
@@ -76,6 +77,17 @@ def look_up_codes(borders: Borders, unit: Unit, node: gs.Node) -> None:
     node.outputs = [borders.hold(unit.output)]
 
 
+def add_and_saturate(borders: Borders, unit: Unit, node: gs.Node) -> None:
+    """Write a HardSigmoid as an addition on codes; see `onnxq.ramp`."""
+    node.op, inputs = "Add", []
+    for operand in summands(borders, unit, node):
+        floats = gs.Variable(borders.names.fresh(f"{operand[1].name}_dq"), FLOAT, operand[0].shape)
+        borders.append("DequantizeLinear", unit.output, list(operand), [floats])
+        inputs.append(floats)
+    node.inputs, node.attrs = inputs, {}
+    node.outputs = [borders.quantize_output(unit.output, UNIT_INTERVAL)]
+
+
 def drop_unit_dilations(node: gs.Node) -> None:
     """Take dilations of 1 off an AveragePool: its integer kernel has no such attribute, and onnxruntime hands it on."""
     if node.op == "AveragePool" and all(d == 1 for d in node.attrs.get("dilations", ())):
@@ -84,6 +96,9 @@ def drop_unit_dilations(node: gs.Node) -> None:
 
 def surround(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node]) -> None:
     """Write a unit as its float nodes between DequantizeLinear and QuantizeLinear."""
+    if unit.kind == RAMP:
+        add_and_saturate(borders, unit, nodes[unit.name])
+        return
     _quantize_borders(borders, unit, nodes)
     points = borders.points(unit)
     if is_expanded(points):

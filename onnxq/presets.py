@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnxq.errors import UsageError, unknown
 
 GRAPH = "fold-constants fold-batchnorm fold-pad"
-READY = f"{GRAPH} flatten-matmul keep-stem"
+READY = f"{GRAPH} fold-activations flatten-matmul keep-stem"
 
 PRESETS = {
     "int8": (

@@ -39,6 +39,7 @@ class Rule:
 RELU = ("Relu", "Clip")
 LAYOUT = Rule("layout")
 KERNEL = Rule("kernel", absorbs=RELU)
+HARD_SIGMOID = {"alpha": 0.2, "beta": 0.5}  # where a node does not say
 
 
 def refusal(node: gs.Node) -> str | None:
@@ -106,6 +107,10 @@ def _refuse_resize(node: gs.Node) -> str | None:
     return None if mode == "nearest" else f"mode {mode} changes codes"
 
 
+def _refuse_hard_sigmoid(node: gs.Node) -> str | None:
+    return None if node.attrs.get("alpha", HARD_SIGMOID["alpha"]) > 0.0 else "its slope is not positive"
+
+
 def _refuse_pad(node: gs.Node) -> str | None:
     mode = node.attrs.get("mode", "constant")
     if mode in ("reflect", "edge", "wrap"):
@@ -138,6 +143,7 @@ CHECKS = {
     "Gather": _refuse_table,
     "Add": _refuse_arithmetic,
     "Mul": _refuse_arithmetic,
+    "HardSigmoid": _refuse_hard_sigmoid,
     "Resize": _refuse_resize,
     "Pad": _refuse_pad,
     "MaxPool": _refuse_pool,

@@ -144,6 +144,7 @@ ORT_CPU = Target(
         "GlobalAveragePool": KERNEL,
         "LeakyRelu": Rule("kernel"),
         "Sigmoid": Rule("curve"),
+        "HardSigmoid": Rule("curve"),
         "Softmax": Rule("curve"),
         "Gather": Rule("table"),
         **dict.fromkeys(

@@ -9,6 +9,7 @@ BUILT_IN = (
     "fold-constants",
     "fold-batchnorm",
     "fold-pad",
+    "fold-activations",
     "flatten-matmul",
     "keep-stem",
     "equalize",

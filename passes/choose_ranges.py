@@ -1,23 +1,28 @@
 """Choose scale and zero point of every activation from its own statistics, with one of the range methods.
 
-Embedding tables take the range of least squared error over their values, each as often as samples look it up and once more.
+Embedding tables take the range of least squared error over their values, each as often as samples look it up and once more. What
+only a hard sigmoid or swish reads takes no more than the range in which that is not constant.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxq.affine import QuantParams, affine_params
 from onnxq.calibration.statistics import Needs, TensorStatistics
 from onnxq.errors import DataError
-from onnxq.graph import float_values
+from onnxq.graph import Uses, float_values
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, QuantDecision
 from onnxq.quantizers import Mse, method_for, parse_quantizer
+from onnxq.ramp import telling
 from onnxq.scheme import QuantScheme
 
 LARGEST_LOSS = 2.0  # a step may become this many times coarser for a cheaper Concat
@@ -46,12 +51,13 @@ class ChooseRanges(Pass):
         for decision in program.plan.values():
             if not decision.is_weight and decision.group not in chosen:
                 chosen[decision.group] = self._choose(program, decision)
+        narrowed = _narrow(program, tensors, chosen)
         tied = _tie_concats(program, ctx, chosen)
         for tensor, decision in program.plan.items():
             if decision.group in chosen:
                 program.plan[tensor] = replace(decision, params=chosen[decision.group])
         ranges = {group: [float(p.low), float(p.high)] for group, p in chosen.items()}
-        return PassResult(len(chosen), facts={"ranges": ranges, "tied": tied})
+        return PassResult(len(chosen), facts={"ranges": ranges, "tied": tied, "narrowed": narrowed})
 
     def _choose(self, program: Program, decision: QuantDecision) -> QuantParams:
         quantizer = parse_quantizer(method_for(self.ranges, decision.scheme))
@@ -77,6 +83,21 @@ def _table_params(
     units = [unit for unit in program.units.values() if unit.is_table and unit.weight == table]
     looked_up = [program.statistics[unit.output] for unit in units if unit.output in program.statistics]
     return Mse()(TensorStatistics.pooled(table, [own, *looked_up]), scheme)
+
+
+def _narrow(program: Program, tensors: Mapping[str, gs.Tensor], chosen: dict[str, QuantParams]) -> int:
+    """Leave out of ranges what no reader tells apart; how many groups have become narrower."""
+    uses, narrowed = Uses(program.graph), 0
+    alone = Counter(decision.group for decision in program.plan.values())
+    for tensor, decision in program.plan.items():
+        if decision.is_weight or alone[decision.group] > 1:
+            continue
+        before, (low, high) = chosen[decision.group], telling(uses, tensors[tensor])
+        ends = max(low, float(before.low)), min(high, float(before.high))
+        if ends != (float(before.low), float(before.high)):
+            chosen[decision.group] = affine_params(*ends, decision.scheme)
+            narrowed += 1
+    return narrowed
 
 
 def _tie_concats(program: Program, ctx: Context, chosen: dict[str, QuantParams]) -> int:

@@ -32,6 +32,7 @@ from onnxq.graph import constant, rank, remove_node
 from onnxq.measure.tensors import tensor_rows
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, Unit
+from onnxq.ramp import RAMP, UNIT_INTERVAL, summands
 
 MICROSOFT = "com.microsoft"
 
@@ -125,8 +126,9 @@ class _Kernel:
         after = activation(self.unit, self.nodes)
         if not self.is_coded:
             return last if after is None else self._in_front_of(after, last)
-        bounds = ALL if after is None else bounds_of(after)
+        bounds = UNIT_INTERVAL if self.unit.kind == RAMP else ALL
         if after is not None:
+            bounds = bounds_of(after)
             remove_node(borders.graph, after)
         limits = borders.limits(output, bounds)
         if limits is None:
@@ -209,6 +211,12 @@ def _elementwise(kernel: _Kernel) -> None:
     kernel.write(f"QLinear{kernel.unit.kind}", [*operands, *kernel.output_grid()])
 
 
+def _ramp(kernel: _Kernel) -> None:
+    operands = [t for operand in summands(kernel.borders, kernel.unit, kernel.node) for t in operand]
+    kernel.node.attrs = {}
+    kernel.write("QLinearAdd", [*operands, *kernel.output_grid()])
+
+
 def _average_pool(kernel: _Kernel) -> None:
     drop_unit_dilations(kernel.node)
     _elementwise(kernel)
@@ -226,6 +234,7 @@ WRITERS: Mapping[str, Callable[[_Kernel], None]] = {
     "Concat": _concat,
     "AveragePool": _average_pool,
     "Softmax": _softmax,
+    RAMP: _ramp,
     **dict.fromkeys(("Add", "Mul", "GlobalAveragePool", "LeakyRelu", "Sigmoid"), _elementwise),
 }
 FLOAT_RESULT = ("Gemm", "MatMul")

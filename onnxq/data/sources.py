@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.data.checks import as_array
@@ -19,7 +20,7 @@ from onnxq.data.inputs import InputSpec
 from onnxq.data.protos import ProtoDataset, proto_folders
 from onnxq.data.samples import SampleDataset
 from onnxq.data.shards import Shards
-from onnxq.data.tables import MemoryColumn, make_table, npy_shard, npy_table, npz_table
+from onnxq.data.tables import MemoryColumn, make_table, npy_shard, npy_table, npz_table, only_input
 from onnxq.errors import DataError, UsageError
 
 Source = str | Path | Mapping[str, NDArray[Any]] | Callable[..., Any] | Iterable[Any]
@@ -40,8 +41,8 @@ def open_data(source: Source, inputs: Sequence[InputSpec], *, images: ImageOptio
         source: a `.npz` file of arrays named as the inputs, leading axis = samples, labels in `label`;
             a `.npy` file for a model with one input; a folder of such files; a folder of images, sub-folders
             being classes; a folder with ONNX's `test_data_set_*`, or one of them; FILE.py:FUNCTION or
-            package.module:FUNCTION, yielding feeds. From Python also a dict of arrays, a function that yields
-            feeds, or a list of feeds.
+            package.module:FUNCTION, yielding feeds. From Python also a dict of arrays, an array for a model
+            with one input, a function that yields feeds, or a list of feeds.
         inputs: the model's, from `input_specs`.
         images: how images become the model's input.
 
@@ -61,6 +62,8 @@ def open_data(source: Source, inputs: Sequence[InputSpec], *, images: ImageOptio
 
 
 def _open_object(source: Any, inputs: Sequence[InputSpec]) -> Dataset:
+    if isinstance(source, np.ndarray):
+        source = {only_input("the array", inputs, "give a dict of arrays"): source}
     if isinstance(source, Mapping):
         where = "the dict of arrays"
         columns = {

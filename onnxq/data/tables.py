@@ -174,21 +174,25 @@ def npz_table(path: Path, inputs: Sequence[InputSpec]) -> Table:
 
 def npy_table(path: Path, inputs: Sequence[InputSpec]) -> Table:
     """A `.npy` file as the samples of the only input."""
-    return make_table(f"'{path}'", {_only(path, inputs): open_npy(path)}, inputs)
+    where = f"'{path}'"
+    return make_table(where, {only_input(where, inputs): open_npy(path)}, inputs)
 
 
 def npy_shard(path: Path, inputs: Sequence[InputSpec]) -> Table:
     """A `.npy` file among others: samples, or a single one without an axis for the batch."""
-    name, file = _only(path, inputs), open_npy(path)
+    name, file = only_input(f"'{path}'", inputs), open_npy(path)
     rank = None if inputs[0].shape is None else len(inputs[0].shape)
     single = rank is not None and len(file.shape) == rank - 1
     return make_table(f"'{path}'", {name: replace(file, shape=(1, *file.shape)) if single else file}, inputs)
 
 
-def _only(path: Path, inputs: Sequence[InputSpec]) -> str:
+def only_input(where: str, inputs: Sequence[InputSpec], instead: str = "use a .npz file") -> str:
+    """Name of the input that a single array is for.
+
+    Raises:
+        DataError: the model has several.
+    """
     if len(inputs) > 1:
         names = ", ".join(spec.name for spec in inputs)
-        raise DataError(
-            f"'{path}' is a single array, but the model has {len(inputs)} inputs: {names}; use a .npz file"
-        )
+        raise DataError(f"{where} is for one input, but the model has {len(inputs)}: {names}; {instead}")
     return inputs[0].name

@@ -16,11 +16,12 @@ from onnxq.affine import dequantize
 from onnxq.bias import set_bias
 from onnxq.borders import Borders
 from onnxq.calibration.collect import activations
-from onnxq.graph import Names, constant
+from onnxq.graph import Names, Uses, constant
 from onnxq.measure.compare import Difference, run
 from onnxq.model.session import make_session
 from onnxq.pipeline import Context
 from onnxq.program import Program, Unit
+from onnxq.ramp import telling
 from onnxq.target import Target
 
 SAMPLES = 64
@@ -100,9 +101,11 @@ def layer_noise(program: Program, compiled: ModelProto, ctx: Context) -> LayerNo
 def _deployed(program: Program, reference: Program, compiled: ModelProto, ctx: Context) -> dict[str, float]:
     """SQNR in dB of each activation that the compiled model holds as codes, by tensor.
 
-    Tensors that the float model does not have, or has in another shape, are left out, and so are those without noise.
+    Tensors that the float model does not have, or has in another shape, are left out, and so are those without noise. Values that
+    readers do not tell apart count as equal.
     """
     assert ctx.data is not None
+    uses = Uses(reference.graph)
     written = {name for node in compiled.graph.node for name in node.output}
     known = reference.graph.tensors()
     codes = {tensor: name for tensor, name in program.codes.items() if name in written and tensor in known}
@@ -114,7 +117,9 @@ def _deployed(program: Program, reference: Program, compiled: ModelProto, ctx: C
     for batch, values in activations(reference, ctx, list(codes), limit, "noise by layer"):
         found = run(session, batch.feeds, list(codes.values()))
         for tensor, name in codes.items():
-            wanted, given = values[tensor], dequantize(found[name], program.params(tensor))
+            seen = telling(uses, known[tensor])
+            wanted = np.clip(values[tensor], *seen)
+            given = np.clip(dequantize(found[name], program.params(tensor)), *seen)
             if wanted.shape == given.shape:
                 powers[tensor] += _power(wanted), _power(given - wanted)
     ratios = {tensor: _decibels(*power) for tensor, power in powers.items()}

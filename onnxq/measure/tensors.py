@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from onnxq.affine import QuantParams, dequantize, quantize, sqnr_db
 from onnxq.calibration.statistics import TensorStatistics
-from onnxq.graph import float_values
+from onnxq.graph import Uses, float_values
 from onnxq.program import Program, QuantDecision
+from onnxq.ramp import telling
 
 BINS = 64
 SHOWN_VALUES = 1 << 18  # values in a histogram of weights: beyond these its shape no longer changes
@@ -64,7 +65,7 @@ def tensor_rows(program: Program) -> list[dict[str, Any]]:
         program: with scales and codes chosen and its graph still float.
     """
     tensors = program.graph.tensors()
-    writers, readers = _writers(program), _readers(program)
+    uses, writers, readers = Uses(program.graph), _writers(program), _readers(program)
     rows: list[TensorRow] = []
     for name, decision in program.plan.items():
         if decision.params is None:
@@ -74,7 +75,8 @@ def tensor_rows(program: Program) -> list[dict[str, Any]]:
             kind = "output" if name in writers else "input"
             statistics = program.statistics.get(name) or program.statistics.get(decision.group)
             if statistics is not None and statistics.count:
-                rows.append(_activation(name, layer, kind, decision, decision.params, statistics))
+                seen = telling(uses, tensors[name])
+                rows.append(_activation(name, layer, kind, decision, decision.params, statistics, seen))
             continue
         values = float_values(tensors[name])
         if values is not None and values.size and decision.codes is not None:
@@ -125,7 +127,9 @@ def _activation(
     decision: QuantDecision,
     params: QuantParams,
     statistics: TensorStatistics,
+    seen: tuple[float, float],
 ) -> TensorRow:
+    """Of an activation whose readers tell apart only the values that they see."""
     data = statistics.minimum, statistics.maximum
     scheme = params.scheme
     ratio: float | None = None
@@ -134,8 +138,9 @@ def _activation(
         edges = statistics.histogram.edges
         middles = np.clip((edges[:-1] + edges[1:]) / 2, *data)  # the end bins hold the ends of the data
         centres, weights = np.append(middles, 0.0), np.append(statistics.histogram.counts, statistics.zeros)
-        error = centres - dequantize(quantize(centres, params), params)
-        signal, noise = float(weights @ centres**2), float(weights @ error**2)
+        told = np.clip(centres, *seen)
+        error = told - np.clip(dequantize(quantize(centres, params), params), *seen)
+        signal, noise = float(weights @ told**2), float(weights @ error**2)
         ratio = 10.0 * float(np.log10(signal / noise)) if signal > 0.0 < noise else None
         counts = _binned(centres, weights, data)
     return TensorRow(

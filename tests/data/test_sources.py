@@ -76,6 +76,13 @@ def test_a_model_without_inputs() -> None:
     assert refused({}, ()) == "the model has no inputs to feed"
 
 
+def test_an_array_is_for_the_only_input() -> None:
+    (batch,) = open_data(X, ONE).batches(8)
+    np.testing.assert_array_equal(batch.feeds["x"], X)
+    two = (*ONE, InputSpec("z", np.dtype(np.float32), ("N", 2)))
+    assert refused(X, two) == ("the array is for one input, but the model has 2: x, z; give a dict of arrays")
+
+
 def test_image_options_apply_to_images_only(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=X)
     options = ImageOptions(size=8)

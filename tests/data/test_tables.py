@@ -83,9 +83,7 @@ def test_names(tmp_path: Path) -> None:
 def test_a_single_array_for_several_inputs(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", X)
     path = tmp_path / "a.npy"
-    assert refused(path, TWO) == (
-        f"'{path}' is a single array, but the model has 2 inputs: x, ids; use a .npz file"
-    )
+    assert refused(path, TWO) == (f"'{path}' is for one input, but the model has 2: x, ids; use a .npz file")
 
 
 def test_counts_must_agree() -> None:
