@@ -3,21 +3,25 @@
     python bench/activations.py        writes bench/results/activations.json; needs no data
 
 Networks of inverted residual blocks with random weights, 96 x 96 pixels, W8A8. Speed is the time of float over that of each, all
-in turn on one thread.
+in turn on one thread; `vnni` says whether the CPU sums 8-bit products in 32 bits.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from int8 import compile_theirs, speeds
 from onnx import numpy_helper, parser
+from run import has_vnni
 
 import onnxq
 from onnxq.data import input_specs, open_data
@@ -126,7 +130,7 @@ def measure(directory: Path, activation: str, gate: str) -> dict[str, dict[str, 
 
 def main() -> None:
     """Measure all networks."""
-    results: dict = {"versions": {"onnxruntime": ort.__version__}}
+    results: dict = {"versions": {"onnxruntime": ort.__version__, "vnni": has_vnni()}}
     for name, (activation, gate) in NETWORKS.items():
         with tempfile.TemporaryDirectory() as directory:
             results[name] = measure(Path(directory), activation, gate)

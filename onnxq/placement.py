@@ -22,7 +22,7 @@ from onnxq.branches import Branch, branch, depths
 from onnxq.graph import Uses, float_values, is_constant, present
 from onnxq.program import Unit
 from onnxq.rules import RELU, Rule, refusal
-from onnxq.selection import added_vector, writes_float32
+from onnxq.selection import added_vector, kept_in_float, writes_float32
 from onnxq.target import Target
 
 SAME_VALUES = {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Pad"}
@@ -117,6 +117,8 @@ class Placement:
             weight, axis = _weight(node)
             if weight is None or self._is_small(node, rule):
                 self._deferred.add(node.name)
+            elif (reason := kept_in_float(self.uses, self._tensors[weight])) is not None:
+                self.floats[node.name] = reason
             elif not self._shares_weights(node, weight, axis):
                 self._add_compute(node, rule, weight, axis)
         for unit in self.units.values():

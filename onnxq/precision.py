@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 from onnxq.errors import UsageError
 from onnxq.graph import is_constant
 from onnxq.program import Program
+from onnxq.rules import WEIGHTED
 from onnxq.scheme import BYTE
 from onnxq.selection import matching_nodes
 
@@ -19,7 +20,6 @@ Ends = Literal["same", "8", "float"]
 
 GRAMMAR = "wB for weights alone or wBaB for weights and activations, B from 2 to 8"
 TEXT = re.compile(r"w([2-8])(?:a([2-8]))?")
-WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}  # op -> index of the weights
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,15 @@ READY = f"{GRAPH} fold-activations flatten-matmul keep-stem"
 
 PRESETS = {
     "int8": (
-        f"{READY} equalize annotate calibrate choose-ranges quantize-weights round-weights correct-bias pad-channels emit-qdq"
+        f"{READY} equalize quantize-recurrent annotate calibrate choose-ranges quantize-weights round-weights correct-bias"
+        " pad-channels emit-qdq"
     ),
     "int8-accurate": (
-        f"{READY} equalize:when=always annotate calibrate:ranges=lp=3 choose-ranges:ranges=lp=3 quantize-weights"
-        " round-weights:when=always correct-bias pad-channels emit-qdq"
+        f"{READY} equalize:when=always quantize-recurrent annotate calibrate:ranges=lp=3 choose-ranges:ranges=lp=3"
+        " quantize-weights round-weights:when=always correct-bias pad-channels emit-qdq"
     ),
-    "int8-dynamic": f"{GRAPH} quantize-dynamic store-weights",
-    "weight-only": f"{GRAPH} store-weights",
+    "int8-dynamic": f"{GRAPH} quantize-recurrent quantize-dynamic store-weights",
+    "weight-only": f"{GRAPH} quantize-recurrent:inputs=float store-weights",
 }
 WITHOUT_DATA = {"int8": "int8-dynamic", "int8-accurate": "int8-dynamic"}
 WEIGHT_ONLY = "weight-only"

@@ -9,8 +9,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.errors import UsageError, unknown
-from onnxq.graph import all_nodes, float_values
+from onnxq.graph import Uses, all_nodes, float_values
 from onnxq.program import Program
+from onnxq.rules import WEIGHTED
 
 
 def skipped_nodes(program: Program, patterns: Collection[str]) -> dict[str, str]:
@@ -74,6 +75,18 @@ def inside_bodies(graph: gs.Graph, ops: Collection[str]) -> dict[str, str]:
         if node.op in ops
     }
     return {name: f"inside a body of {owner.op} node {owner.name!r}" for name, owner in inner.items()}
+
+
+def kept_in_float(uses: Uses, weight: gs.Tensor) -> str | None:
+    """Why weights must be there in float32 whatever becomes of layers that read them, None when they need not.
+
+    Layers that read codes of them would only make the file larger.
+    """
+    others = [n.name for n in uses.readers(weight) if n.op not in WEIGHTED]
+    if not others and not uses.escapes(weight):
+        return None
+    where = f"by node {others[0]!r}" if others else "outside the graph's own nodes"
+    return f"its weights {weight.name!r} are needed in float32 {where}"
 
 
 def writes_float32(node: gs.Node) -> bool:

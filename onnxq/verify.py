@@ -153,6 +153,8 @@ def node_rows(reference: onnx.ModelProto, program: Program, coverage: Coverage |
                         node.name, node.op_type, "float", "onnxruntime did not fuse it into an integer kernel"
                     )
                 )
+        elif node.name in program.stored and coverage is not None and node.name in coverage.integer:
+            rows.append(NodeRow(node.name, node.op_type, "integer"))
         elif node.name in program.stored:
             rows.append(NodeRow(node.name, node.op_type, "storage", program.stored[node.name]))
         elif node.name in program.floats:

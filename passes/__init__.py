@@ -13,6 +13,7 @@ BUILT_IN = (
     "flatten-matmul",
     "keep-stem",
     "equalize",
+    "quantize-recurrent",
     "annotate",
     "calibrate",
     "choose-ranges",

@@ -15,6 +15,7 @@ from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.placement import Placement
 from onnxq.precision import Bits, Ends, Layer, layer_bits, override_bits
 from onnxq.program import Program, QuantDecision, Sides, Unit
+from onnxq.rules import RECURRENT
 from onnxq.scheme import BYTE, QuantScheme
 from onnxq.selection import inside_bodies, skipped_nodes
 from onnxq.target import Target
@@ -63,7 +64,7 @@ class Annotate(Pass):
         placed = Placement(program.graph, ctx.target, skipped, self.products == "all", self.small).place()
         program.units = _in_order(program, placed.units)
         program.sides = self.sides
-        program.floats = placed.floats | inside_bodies(program.graph, _compute_ops(ctx.target))
+        program.floats = placed.floats | inside_bodies(program.graph, {*_compute_ops(ctx.target), *RECURRENT})
         self._fill_plan(program, placed, layers, activations)
         if ctx.layers:
             model = program.to_model()

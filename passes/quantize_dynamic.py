@@ -25,7 +25,7 @@ from onnxq.quantizers import method_for
 from onnxq.rules import refusal
 from onnxq.saturation import pair_limit
 from onnxq.scheme import QuantScheme
-from onnxq.selection import added_vector, inside_bodies, note_floats, skipped_nodes
+from onnxq.selection import added_vector, inside_bodies, kept_in_float, note_floats, skipped_nodes
 from onnxq.target import Target
 from onnxq.weights import quantized_weight
 
@@ -56,11 +56,13 @@ class QuantizeDynamic(Pass):
         ctx.target.check_without_ranges()
         program.floats |= skipped_nodes(program, self.skip)
         rewriter = _Rewriter(program, self.weights, ctx.target)
+        products = [n for n in program.graph.nodes if n.op in PRODUCTS and is_standard(n)]
+        kept = {n.name: kept_in_float(rewriter.uses, n.inputs[1]) for n in products}  # as they all are still
         converted = 0
-        for node in list(program.graph.nodes):
-            if node.op not in PRODUCTS or not is_standard(node) or node.name in program.floats:
+        for node in products:
+            if node.name in program.floats:
                 continue
-            reason = _refusal(node) or self._too_small(node)
+            reason = _refusal(node) or self._too_small(node) or kept.get(node.name)
             if reason is not None:
                 program.floats[node.name] = reason
                 continue

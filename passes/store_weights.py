@@ -26,9 +26,10 @@ from onnxq.errors import DataError, UsageError
 from onnxq.graph import Uses, float_values, is_constant, is_float_constant, is_standard
 from onnxq.nbits import ACCURACIES, INT8, has_kernel, kernel_block
 from onnxq.pipeline import Context, Pass, PassResult
-from onnxq.precision import WEIGHTED, Bits, Ends, Layer, layer_bits, override_bits
+from onnxq.precision import Bits, Ends, Layer, layer_bits, override_bits
 from onnxq.program import Program, QuantDecision
 from onnxq.quantizers import weight_params
+from onnxq.rules import RECURRENT, WEIGHTED
 from onnxq.scheme import BYTE, QuantScheme
 from onnxq.selection import note_floats, skipped_nodes, writes_float32
 from onnxq.stored_codes import fitted_codes
@@ -128,7 +129,7 @@ class StoreWeights(Pass):
         """Widths by node name; layers of few weights are little of the file, and rounding those costs as much as others' does."""
         layers = layer_bits(program, Bits(self.weights.bits), self.override, self.first_last)
         for node in program.graph.nodes:
-            if node.op not in WEIGHTED or not is_standard(node) or not is_float_constant(_weight(node)):
+            if not _has_form(node) or not is_float_constant(_weight(node)):
                 continue
             bits, size = layers[node.name].bits, _size(node)
             if layers[node.name].why or bits is None or node.op == "Gather" or size > self.few:
@@ -152,7 +153,7 @@ class StoreWeights(Pass):
         skipped = skipped_nodes(program, self.skip)
         sites: Sites = {}
         for node in program.graph.nodes:
-            if node.op not in WEIGHTED or not is_standard(node):
+            if not _has_form(node):
                 continue
             layer = layers[node.name]
             reason = skipped.get(node.name) or (layer.why if layer.bits is None else self._refusal(node))
@@ -237,6 +238,11 @@ class StoreWeights(Pass):
             few = values.size <= BALANCED
             codes = balanced_codes(values, params, summed_axes(nodes[0])) if few else quantize(values, params)
         writer.folded(nodes, weight, codes, params.broadcast(params.scale, values.ndim), plain.bits)
+
+
+def _has_form(node: gs.Node) -> bool:
+    """Whether the node's weights are for this pass; recurrent layers have one of their own."""
+    return node.op in WEIGHTED and node.op not in RECURRENT and is_standard(node)
 
 
 def _channels(node: gs.Node, scheme: QuantScheme) -> QuantScheme:

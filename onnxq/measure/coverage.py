@@ -17,6 +17,7 @@ INTEGER_KERNELS = {
     "MatMulIntegerToFloat",
     "ConvInteger",
     "DynamicQuantizeMatMul",
+    "DynamicQuantizeLSTM",
     "QLinearAdd",
     "QLinearMul",
     "QLinearConcat",
@@ -38,7 +39,7 @@ class Coverage:
 
     Attributes:
         integer_macs: multiply-adds of one sample in integer kernels.
-        total_macs: all multiply-adds of convolutions and matrix products; 0 when sizes are unknown.
+        total_macs: all multiply-adds of convolutions, matrix products and recurrent layers; 0 when sizes are unknown.
         kernels: count of each op of the optimized graph.
         integer: names of nodes that run in an integer kernel.
     """
@@ -73,7 +74,7 @@ def read_coverage(optimized: onnx.ModelProto, macs: Mapping[str, int]) -> Covera
 
     Args:
         optimized: the graph as onnxruntime runs it.
-        macs: multiply-adds of one sample for each Conv, Gemm and MatMul, by node name.
+        macs: multiply-adds of one sample, by node name, as `count_macs` gives them.
     """
     kernels = Counter(node.op_type for node in optimized.graph.node)
     integer = set()

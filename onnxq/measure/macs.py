@@ -11,12 +11,13 @@ import onnx
 
 from onnxq.measure.compare import run
 from onnxq.model.session import make_session
+from onnxq.rules import RECURRENT
 
-COMPUTE = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
 def count_macs(model: onnx.ModelProto, feeds: Mapping[str, Any], samples: int = 1) -> dict[str, int]:
-    """Multiply-adds per sample of each Conv, ConvTranspose, Gemm and MatMul of the top-level graph, by node name.
+    """Multiply-adds per sample of each convolution, matrix product and recurrent layer of the top-level graph, by node name.
 
     Args:
         model: a float model whose nodes have names.
@@ -26,12 +27,14 @@ def count_macs(model: onnx.ModelProto, feeds: Mapping[str, Any], samples: int = 
     Raises:
         ModelError: the model cannot be run.
     """
-    nodes = [n for n in model.graph.node if n.op_type in COMPUTE and n.domain in ("", "ai.onnx")]
+    nodes = [
+        n for n in model.graph.node if n.op_type in {*PRODUCTS, *RECURRENT} and n.domain in ("", "ai.onnx")
+    ]
     if not nodes:
         return {}
     weights = {t.name: tuple(t.dims) for t in model.graph.initializer}
     known = {i.name for i in model.graph.input} | {o.name for o in model.graph.output} | set(weights)
-    inner = {name for n in nodes for name in (n.input[0], n.input[1], n.output[0]) if name not in known}
+    inner = {name for n in nodes for name in _sized(n) if name not in known}
     session = make_session(model, threads=1, extra_outputs=sorted(inner))
     shapes = weights | {k: np.shape(v) for k, v in {**feeds, **run(session, feeds)}.items()}
     return {n.name: _macs(n, shapes) // samples for n in nodes}
@@ -63,8 +66,15 @@ def guessed_feeds(model: onnx.ModelProto) -> dict[str, Any] | None:
     return feeds
 
 
+def _sized(node: onnx.NodeProto) -> tuple[str, str, str]:
+    """Tensors whose sizes tell: both factors, and the result; of a recurrent layer the data and both weights."""
+    return node.input[0], node.input[1], node.input[2] if node.op_type in RECURRENT else node.output[0]
+
+
 def _macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    left, right, out = (shapes[name] for name in (node.input[0], node.input[1], node.output[0]))
+    left, right, out = (shapes[name] for name in _sized(node))
+    if node.op_type in RECURRENT:
+        return math.prod(left[:2]) * (math.prod(right) + math.prod(out))
     if node.op_type == "Conv":
         return math.prod(out) * math.prod(right[1:])
     if node.op_type == "ConvTranspose":

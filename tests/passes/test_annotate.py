@@ -630,3 +630,23 @@ def test_units_stand_in_graph_order_and_every_float_node_has_a_reason(annotated:
     absorbed = {name for unit in program.units.values() for name in unit.nodes}
     assert absorbed | set(program.floats) == set(order)
     assert not absorbed & set(program.floats)
+
+
+@pytest.mark.parametrize(
+    ("other", "where"),
+    [
+        ("z = ReduceSum(w)", "by node 'ReduceSum_1'"),
+        ("z = If(take) < then_branch = g1 () => (float[a,b] s) { s = Identity(w) }, "
+         "else_branch = g2 () => (float[a,b] s) { s = Neg(w) } >", "outside the graph's own nodes"),
+    ],
+)  # fmt: skip
+def test_weights_that_must_stay_in_float_are_not_stored_twice(
+    other: str, where: str, annotated: Annotated
+) -> None:
+    program = annotated(
+        f"y = MatMul(x, w) {other}",
+        {"w": BIG},
+        inputs="float[N,64] x, bool take",
+        outputs="float[N,64] y, float[c,d] z",
+    )
+    assert reason_of(program, "MatMul") == f"its weights 'w' are needed in float32 {where}"
