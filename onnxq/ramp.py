@@ -49,6 +49,17 @@ def telling(uses: Uses, tensor: gs.Tensor) -> tuple[float, float]:
     return low, max((1.0 - beta) / alpha for alpha, beta in slopes) if not others else math.inf
 
 
+def swish(uses: Uses, tensor: gs.Tensor) -> gs.Node | None:
+    """The Mul of a tensor by its own HardSigmoid where nothing else reads it, else None."""
+    readers = uses.readers(tensor)
+    ramps = [node for node in readers if node.op == RAMP and is_standard(node)]
+    if len(ramps) != 1 or len(readers) != 2 or uses.escapes(tensor):
+        return None
+    product = uses.only_reader(ramps[0].outputs[0])
+    is_swish = product is not None and product.op == "Mul" and any(product is node for node in readers)
+    return product if is_swish else None
+
+
 def summands(borders: Borders, unit: Unit, node: gs.Node) -> tuple[Operand, Operand]:
     """Codes, scale and zero point of alpha x and of beta."""
     alpha, beta = slope_and_shift(node)

@@ -14,8 +14,9 @@ import onnx_graphsurgeon as gs
 from onnxq.graph import Uses
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
+from onnxq.ramp import swish
 
-ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "HardSwish")
+ACTIVATIONS = ("Relu", "Clip", "LeakyRelu")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class KeepStem(Pass):
 def _behind(uses: Uses, node: gs.Node) -> gs.Node | None:
     """The only node that reads this one, past an activation."""
     after = uses.only_reader(node.outputs[0])
-    return uses.only_reader(after.outputs[0]) if after is not None and after.op in ACTIVATIONS else after
+    active = after if after is not None and after.op in ACTIVATIONS else swish(uses, node.outputs[0])
+    return after if active is None else uses.only_reader(active.outputs[0])
 
 
 def _is_depthwise(node: gs.Node) -> bool:

@@ -55,7 +55,7 @@ def kept(
 
 @pytest.mark.parametrize(
     "between",
-    ["r = Relu(c)", "r = Clip(c, zero, six)", "r = LeakyRelu(c)", "r = HardSwish(c)", ""],
+    ["r = Relu(c)", "r = Clip(c, zero, six)", "r = LeakyRelu(c)", "s = HardSigmoid(c) r = Mul(c, s)", ""],
 )
 def test_a_first_convolution_and_a_depthwise_one(between: str, parse_program: ParseProgram) -> None:
     body = f"{FIRST} {between} {DEPTH if between else DEPTH.replace('r,', 'c,')} {POINT}"
@@ -66,6 +66,11 @@ def test_a_first_convolution_and_a_depthwise_one(between: str, parse_program: Pa
     ("body", "outputs"),
     [
         (f"{FIRST} r = Tanh(c) {DEPTH} {POINT}", OUTPUT),  # no activation that the pass knows
+        (f"{FIRST} s = HardSigmoid(c) r = Mul(s, s) {DEPTH} {POINT}", OUTPUT),
+        (
+            f"{FIRST} s = HardSigmoid(c) r = Mul(c, s) {DEPTH} {POINT} z = Neg(s)",
+            f"{OUTPUT}, float[N,o,p,q] z",
+        ),
         (f"{FIRST} r = Relu(c) [depth] d = Conv(r, f) {POINT}", OUTPUT),  # not depthwise
         (f"{FIRST} r = Relu(c) [depth] d = Conv<group=4>(r, h) {POINT}", OUTPUT),
         (f"{FIRST} r = Relu(c) {DEPTH} {POINT} z = Neg(r)", f"{OUTPUT}, float[N,o,p,q] z"),  # a branch
