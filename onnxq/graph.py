@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from onnxq.model.surgeon import constant_values
 
+CONTRIB = "com.microsoft"  # operators of onnxruntime's own
 NO_ATTRIBUTES: Mapping[str, Any] = MappingProxyType({})
 
 

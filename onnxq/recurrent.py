@@ -12,28 +12,18 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxq.graph import float_values, present
+from onnxq.graph import CONTRIB, float_values, present
 from onnxq.quantizers import method_for
+from onnxq.rules import MATRICES
 from onnxq.saturation import pair_limit
 from onnxq.scheme import QuantScheme
 from onnxq.target import Target
-from onnxq.weight_storage import CONTRIB, WeightWriter
+from onnxq.weight_storage import WeightWriter
 from onnxq.weights import quantized_weight
 
-MATRICES = (1, 2)  # inputs that hold W and R
 KERNEL_INPUTS = 8  # of an LSTM: X, W, R, B, lengths, both states, peepholes; then come scales and zero points
 
 Codes = NDArray[np.integer[Any]]
-
-
-def has_kernel(node: gs.Node, target: Target) -> bool:
-    """Whether the runtime runs the layer in integers."""
-    return node.op == "LSTM" and target.contrib and not node.attrs.get("layout", 0)
-
-
-def recurrent_size(node: gs.Node) -> int:
-    """Weights of the layer, its biases not counted."""
-    return sum(int(np.prod(node.inputs[place].shape)) for place in MATRICES)
 
 
 class RecurrentWriter(WeightWriter):

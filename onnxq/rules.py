@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from onnxq.graph import float_values, is_constant, present, rank
 
 RECURRENT = {"LSTM": 1, "GRU": 1, "RNN": 1}  # op -> index of the weights
+MATRICES = (1, 2)  # inputs of a recurrent layer that hold the weights of its data and of its state
 WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0, **RECURRENT}
 
 Role = Literal["compute", "kernel", "curve", "layout", "table"]

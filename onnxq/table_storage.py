@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from onnxq.affine import QuantParams, dequantize, quantize, sqnr_db
 from onnxq.blocks import quantize_blocks
-from onnxq.graph import float_values, rank
+from onnxq.graph import CONTRIB, float_values, rank
 from onnxq.nbits import SMALLEST_BLOCK, packed_rows
 from onnxq.quantizers import weight_params
 from onnxq.scheme import BYTE, QuantScheme
 from onnxq.target import Target
-from onnxq.weight_storage import CONTRIB, FLOAT, WeightWriter
+from onnxq.weight_storage import FLOAT, WeightWriter
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.integer[Any]]

@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxq.blocks import BlockCodes
-from onnxq.graph import NodeWriter, float_values, present, replace_reads
+from onnxq.graph import CONTRIB, NodeWriter, float_values, present, replace_reads
 from onnxq.model.surgeon import packed_constant
 from onnxq.nbits import nbits_layout
 from onnxq.packing import Packer
@@ -28,7 +28,6 @@ Codes = NDArray[np.integer[Any]]
 Number = TypeVar("Number", bound=np.generic)
 
 FLOAT = np.float32
-CONTRIB = "com.microsoft"
 BLOCKED_OPSET = 21  # block_size of DequantizeLinear
 
 

@@ -28,13 +28,11 @@ from onnxq.emission import (
 )
 from onnxq.errors import UsageError
 from onnxq.expansion import is_expanded
-from onnxq.graph import constant, rank, remove_node
+from onnxq.graph import CONTRIB, constant, rank, remove_node
 from onnxq.measure.tensors import tensor_rows
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, Unit
 from onnxq.ramp import RAMP, UNIT_INTERVAL, summands
-
-MICROSOFT = "com.microsoft"
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ class _Kernel:
         """Scale and zero point of the output, nothing when it is float."""
         return self.borders.grid(self.unit.output) if self.is_coded else ()
 
-    def write(self, op: str, inputs: Sequence[gs.Tensor], domain: str | None = MICROSOFT) -> None:
+    def write(self, op: str, inputs: Sequence[gs.Tensor], domain: str | None = CONTRIB) -> None:
         """Make the node an operator that writes the unit's output."""
         self.node.op, self.node.domain = op, domain
         self.node.inputs, self.node.outputs = list(inputs), [self.result()]

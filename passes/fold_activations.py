@@ -17,11 +17,10 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.graph import Names, Uses, float_values, is_constant, is_standard, present, producer
+from onnxq.graph import CONTRIB, Names, Uses, float_values, is_constant, is_standard, present, producer
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
 from onnxq.ramp import RAMP
-from onnxq.weight_storage import CONTRIB
 
 TOLERANCE = 1e-5  # relative, of constants that an exporter has rounded
 NOTHING = (None, math.nan)

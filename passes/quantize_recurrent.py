@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.errors import DataError
@@ -18,11 +19,13 @@ from onnxq.graph import is_float_constant, is_standard
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.precision import Bits, Ends, Layer, layer_bits, override_bits
 from onnxq.program import Program
-from onnxq.recurrent import MATRICES, RecurrentWriter, has_kernel, recurrent_size
-from onnxq.rules import RECURRENT
+from onnxq.rules import MATRICES, RECURRENT
 from onnxq.scheme import BYTE, QuantScheme
 from onnxq.selection import inside_bodies, skipped_nodes
 from onnxq.target import Target
+
+if TYPE_CHECKING:
+    from onnxq.recurrent import RecurrentWriter
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,17 @@ class QuantizeRecurrent(Pass):
     def run(self, program: Program, ctx: Context) -> PassResult:
         if ctx.target.qdq_only:
             return PassResult()  # it has no casts of codes
-        scheme = replace(self.weights, granularity=_granularity(self.weights), block=0)
-        ctx.target.check_weights(scheme)
+        ctx.target.check_bits(self.stored_bits())
+        program.floats |= inside_bodies(program.graph, RECURRENT)
         skipped, layers = skipped_nodes(program, self.skip), self._layers(program)
-        writer, facts, left = RecurrentWriter(program.graph, ctx.target), {}, {}
-        for node in [n for n in program.graph.nodes if n.op in RECURRENT and is_standard(n)]:
+        found = [n for n in program.graph.nodes if n.op in RECURRENT and is_standard(n)]
+        if not found:
+            return PassResult()
+        from onnxq.recurrent import RecurrentWriter  # a part that most models do not need
+
+        writer, scheme = RecurrentWriter(program.graph, ctx.target), _channels(self.weights)
+        facts, left = {}, {}
+        for node in found:
             layer = layers[node.name]
             reason = skipped.get(node.name) or (layer.why if layer.bits is None else self._refusal(node))
             if layer.bits is None or reason is not None:
@@ -67,7 +76,7 @@ class QuantizeRecurrent(Pass):
             program.shelve([node])
             facts[node.name] = f"{bits} ({layer.why})" if layer.why else bits
         program.graph.toposort()
-        program.floats |= left | inside_bodies(program.graph, RECURRENT)
+        program.floats |= left
         return PassResult(len(facts), left, {"bits": facts})
 
     def _layers(self, program: Program) -> Mapping[str, Layer]:
@@ -78,7 +87,7 @@ class QuantizeRecurrent(Pass):
         """Why the weights stay float32, None when they need not."""
         if not all(is_float_constant(node.inputs[place]) for place in MATRICES):
             return "its weights are no float32 initializers"
-        size = recurrent_size(node)
+        size = sum(int(np.prod(node.inputs[place].shape)) for place in MATRICES)
         return f"its {size} weights are too few to repay codes" if size <= self.small else None
 
     def _quantize(
@@ -87,7 +96,7 @@ class QuantizeRecurrent(Pass):
         """Let a layer run on codes, or read them as floats: its widths, and what was done."""
         bits = scheme.bits
         try:
-            if self.inputs == "integers" and has_kernel(node, target):
+            if self.inputs == "integers" and _has_kernel(node, target):
                 writer.integers(node, scheme)
                 return f"w{bits}a{BYTE}", f"weights are stored as int{bits} and multiplied in integers"
             writer.floats(node, scheme)
@@ -96,5 +105,12 @@ class QuantizeRecurrent(Pass):
         return f"w{bits}", f"weights are stored as int{bits} and computed in float"
 
 
-def _granularity(scheme: QuantScheme) -> Literal["tensor", "channel"]:
-    return "tensor" if scheme.granularity == "tensor" else "channel"
+def _has_kernel(node: gs.Node, target: Target) -> bool:
+    """Whether the runtime runs the layer in integers."""
+    return node.op == "LSTM" and target.contrib and not node.attrs.get("layout", 0)
+
+
+def _channels(scheme: QuantScheme) -> QuantScheme:
+    """The scheme of weights that have a scale for each unit of a gate, or one for all."""
+    granularity: Literal["tensor", "channel"] = "tensor" if scheme.granularity == "tensor" else "channel"
+    return replace(scheme, signed=True, symmetric=True, granularity=granularity, block=0)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
+from onnxq.graph import CONTRIB
 from onnxq.model.tensors import subgraphs
 from onnxq.reference.evaluate import evaluator
 from onnxq.reference.facts import BYTES, UINT8, Facts, Grid, attributes
@@ -22,7 +23,7 @@ from onnxq.reference.patterns import match
 
 Array = NDArray[Any]
 STANDARD = ("", "ai.onnx")
-OWN = (*STANDARD, "com.microsoft")
+OWN = (*STANDARD, CONTRIB)
 KEPT_GRID = (
     "MaxPool",
     "Reshape",

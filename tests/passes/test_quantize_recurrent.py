@@ -146,10 +146,12 @@ def test_others_read_codes_times_scale(op: str, directions: int, parse_program: 
     assert sqnr_db(*outputs(program)) > 38.0
 
 
-def test_weights_alone_leave_inputs_in_float(parse_program: ParseProgram) -> None:
+@pytest.mark.parametrize("scheme", ["int8:channel", "int8:tensor", "uint8:block=16"])
+def test_weights_alone_leave_inputs_in_float(scheme: str, parse_program: ParseProgram) -> None:
     program = layer(parse_program)
-    quantized(program, inputs="float")
+    quantized(program, inputs="float", weights=QuantScheme.parse(scheme))
     assert kernels(program) == {"LSTM"}
+    assert np.unique(initializer(program, "w_scale")).size == (1 if "tensor" in scheme else 4 * UNITS)
 
 
 def test_layers_that_stay_float_say_why(parse_program: ParseProgram) -> None:
