@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     asked = parser().parse_args(arguments)
     results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     versions = results.setdefault("versions", {})
-    versions["measured in"] = {"onnxruntime": ort.__version__, "vnni": has_vnni()}
+    versions.setdefault("measured in", {"onnxruntime": ort.__version__, "vnni": has_vnni()})
     models, peers = asked.model or list(MODELS), asked.peer or list(PEERS)
     rows = plan(models, peers, asked.setting or list(SETTINGS), asked.way)
     with tempfile.TemporaryDirectory() as shared:
@@ -146,13 +146,22 @@ def _add(results: dict[str, Any], row: Row, shared: Path, asked: argparse.Namesp
     if name in rows and not asked.again:
         return
     with tempfile.TemporaryDirectory() as folder:
-        rows[name], found = measure(row, calibration(row.task, shared), Path(folder), asked.seconds)
+        measured, found = measure(row, calibration(row.task, shared), Path(folder), asked.seconds)
+    rows[name] = remarked(measured, results["versions"]["measured in"]["vnni"], has_vnni())
     if found:
         results["versions"][row.peer.name] = found
     results[model].setdefault("float", judge_float(row.task))
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     shown = {k: round(v, 3) if isinstance(v, float) else v for k, v in rows[name].items()}
     print(f"{model:26} {setting:12} {name:48} {shown}", flush=True)
+
+
+def remarked(row: dict[str, Any], others: bool | None, here: bool | None) -> dict[str, Any]:
+    """A row with a note where it ran on a CPU with, or without, VNNI and the others did not."""
+    if others == here or not row.get("loads"):
+        return row
+    note = f"on a CPU {'with' if here else 'without'} VNNI"
+    return row | {"note": f"{row['note']}; {note}" if "note" in row else note}
 
 
 def has_vnni() -> bool | None:

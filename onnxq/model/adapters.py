@@ -35,6 +35,17 @@ class Scope:
             return cls(graph, types, constants)
         return cls(graph, {**outer.types, **types}, {**outer.constants, **constants})
 
+    def type(self, name: str, is_bare: bool) -> TypeProto | None:
+        """Type of a tensor, None when unknown; `is_bare` leaves its shape out."""
+        if not is_bare:
+            return self.types.get(name)
+        if name in self.constants:
+            return helper.make_tensor_type_proto(self.constants[name].data_type, None)
+        declared = self.types.get(name)
+        if declared is None or not declared.HasField("tensor_type"):
+            return declared
+        return helper.make_tensor_type_proto(declared.tensor_type.elem_type, None)
+
     def shape(self, name: str) -> list[int | None] | None:
         """Dimensions of a tensor, None for unknown ones; None when the rank is unknown."""
         if name in self.constants:

@@ -35,6 +35,30 @@ from onnxq.model.names import FreshNames, tensor_names
 from onnxq.model.tensors import subgraphs
 
 DEFAULT = ("", "ai.onnx")
+BROADCASTING = (
+    8  # from here on shapes do not matter to how these are converted, nor do the values of constants
+)
+ELEMENTWISE = {
+    *(
+        "Abs",
+        "Add",
+        "Cast",
+        "Ceil",
+        "Clip",
+        "Div",
+        "Equal",
+        "Erf",
+        "Exp",
+        "Floor",
+        "Greater",
+        "Identity",
+        "Less",
+        "Log",
+        "Max",
+        "Min",
+    ),
+    *("Mul", "Neg", "Pow", "Reciprocal", "Relu", "Sigmoid", "Sqrt", "Sub", "Sum", "Tanh"),
+}
 
 
 def default_opset(model: ModelProto) -> int | None:
@@ -118,7 +142,11 @@ class _Upgrade:
         return self._spliced(result.graph, node, scope.graph)
 
     def _single(self, node: NodeProto, scope: Scope) -> ModelProto:
-        """A model of the node alone, its tensors named by position, so that alike nodes give the same model."""
+        """A model of the node alone, its tensors named by position, so that alike nodes give the same model.
+
+        Of elementwise operators it holds no more than element types: most nodes of a network are then alike.
+        """
+        is_bare = node.op_type in ELEMENTWISE and self.current >= BROADCASTING
         reads = list(dict.fromkeys(name for name in node.input if name))
         alias = {name: f"read{i}" for i, name in enumerate(reads)}
         model = ModelProto(ir_version=10)
@@ -133,14 +161,15 @@ class _Upgrade:
         only.output[:] = [f"write{i}" for i in range(len(node.output))]
         model.graph.name = "single"
         for name in reads:
-            if name in scope.constants:
+            if name in scope.constants and not is_bare:
                 model.graph.initializer.add().CopyFrom(scope.constants[name])
                 model.graph.initializer[-1].name = alias[name]
             else:
-                model.graph.input.append(ValueInfoProto(name=alias[name], type=scope.types.get(name)))
+                model.graph.input.append(ValueInfoProto(name=alias[name], type=scope.type(name, is_bare)))
         for index, name in enumerate(node.output):
             if name:
-                model.graph.output.append(ValueInfoProto(name=f"write{index}", type=scope.types.get(name)))
+                kind = scope.type(name, is_bare)
+                model.graph.output.append(ValueInfoProto(name=f"write{index}", type=kind))
         return model
 
     def _convert(self, single: ModelProto, node: NodeProto) -> ModelProto:

@@ -79,6 +79,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]
     tasks.feeds.cache_clear()
 
 
+def test_rows_of_another_kind_of_cpu_say_so(run: ModuleType) -> None:
+    row = {"loads": True, "metric": 0.9}
+    assert run.remarked(row, True, True) == row
+    assert run.remarked(row, True, False) == row | {"note": "on a CPU without VNNI"}
+    assert run.remarked(row | {"note": "slow"}, False, True)["note"] == "slow; on a CPU with VNNI"
+    assert run.remarked({"failed": "it was ended"}, True, False) == {"failed": "it was ended"}
+
+
 def test_rows_hold_figures_or_reasons(run: ModuleType) -> None:
     run.main(["--peer", "fake"])
     results = json.loads(run.RESULTS.read_text())

@@ -11,8 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper, parser
 from onnx.shape_inference import InferenceError
+from onnx.version_converter import convert_version
 
 from onnxq.errors import ModelError
+from onnxq.model import opset
 from onnxq.model.floats import half_types
 from onnxq.model.prepare import prepare
 from onnxq.model.tensors import all_graphs
@@ -459,3 +461,29 @@ def test_a_declared_sequence_stays_as_it_is() -> None:
     model = parsed("g (float[2] x) => (seq(float[N]) y) { y = SequenceConstruct(x) }")
     model.graph.output[0].type.sequence_type.elem_type.tensor_type.ClearField("shape")
     assert prepare(model, 17)[0].graph.output == model.graph.output
+
+
+def test_alike_elementwise_nodes_are_converted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their shapes and constants; with other element types or attributes they are not alike."""
+    seen = []
+
+    def convert(model: ModelProto, target: int) -> ModelProto:
+        seen.append(model.graph.node[0].op_type)
+        return convert_version(model, target)
+
+    monkeypatch.setattr(opset, "convert_version", convert)
+    text = """g (float[2, 3] x, float[3] u, int64[3] i) => (float[2, 3] y, int64[3] j, float[A] k) {
+        a = Add(x, u) b = Add(a, w) c = Clip<min = 0.0>(b) d = Clip<min = 0.0>(u) e = Clip<min = 1.0>(c) f = Add(e, d)
+        y = Add(f, v) j = Add(i, i) k = Cast<to = 1>(j)
+    }"""
+    model = parsed(text, opset=10, ir=5)
+    model.graph.initializer.extend(
+        [stored("w", np.ones(3, np.float32)), stored("v", np.ones((2, 1), np.float32))]
+    )
+    feeds: Arrays = {
+        "x": RNG.normal(size=(2, 3)).astype(np.float32),
+        "u": RNG.normal(size=3).astype(np.float32),
+        "i": np.arange(3),
+    }
+    assert_same(model, feeds)
+    assert sorted(seen) == ["Add", "Add", "Cast", "Clip", "Clip"]
