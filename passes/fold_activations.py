@@ -40,9 +40,9 @@ class FoldActivations(Pass):
                 _spell_out(graph, names, node)
                 folded += 1
             elif node.op == "Clip":
-                folded += _is_ramp(uses, node)
+                folded += _fold_ramp(uses, node)
             elif node.op == "Erf" and ctx.target.contrib:
-                folded += _is_gelu(uses, node)
+                folded += _fold_gelu(uses, node)
         if folded:
             graph.cleanup(remove_unused_graph_inputs=False)
         return PassResult(folded)
@@ -58,8 +58,8 @@ def _spell_out(graph: gs.Graph, names: Names, node: gs.Node) -> None:
     node.op, node.inputs = "Mul", [x, ramp]
 
 
-def _is_ramp(uses: Uses, clip: gs.Node) -> bool:
-    """Whether a Clip has an Add in front of it and a factor behind it that make it a HardSigmoid, which it then becomes."""
+def _fold_ramp(uses: Uses, clip: gs.Node) -> bool:
+    """Make a Clip a HardSigmoid if an Add in front of it and a factor behind it amount to one; whether they do."""
     low, high = (_number(present(clip, index)) for index in (1, 2))
     x, shift = _with_number(producer(clip.inputs[0]), "Add")
     product, last = _product_behind(uses, clip)
@@ -72,8 +72,8 @@ def _is_ramp(uses: Uses, clip: gs.Node) -> bool:
     return True
 
 
-def _is_gelu(uses: Uses, erf: gs.Node) -> bool:
-    """Whether an Erf and the nodes around it make up a GELU, which it then becomes."""
+def _fold_gelu(uses: Uses, erf: gs.Node) -> bool:
+    """Make an Erf a Gelu if the nodes around it amount to one; whether they do."""
     x, slope = _scaled(producer(erf.inputs[0]))
     add = uses.only_reader(erf.outputs[0])
     if add is None or x is None or x.dtype != np.float32 or not _is_close(slope, math.sqrt(0.5)):
