@@ -79,7 +79,10 @@ MISUSE = [
         "compile m -o q --calib c --override head",
         "cannot read the override 'head'; it is GLOB=BITS or GLOB=float",
     ),
-    ("compile m -o q --calib c --first-last 9", "option 'first_last' of pass 'quantize-recurrent': unknown value '9'"),
+    (
+        "compile m -o q --calib c --first-last 9",
+        "option 'first_last' of pass 'quantize-recurrent': unknown value '9'",
+    ),
     ("compile m -o q --calib c --passes anotate", "unknown pass 'anotate'; did you mean 'annotate'?"),
     (
         "compile m -o q --calib c --passes annotate:wights=a",
