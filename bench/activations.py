@@ -9,19 +9,16 @@ in turn on one thread; `vnni` says whether the CPU sums 8-bit products in 32 bit
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from int8 import compile_theirs, speeds
 from onnx import numpy_helper, parser
-from run import has_vnni
+from peers.run import has_vnni
 
 import onnxq
 from onnxq.data import input_specs, open_data

@@ -9,18 +9,15 @@ turn on one thread; `vnni` says whether the CPU sums 8-bit products in 32 bits.
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import numpy_helper, parser
 from onnxruntime.quantization import QuantType, quantize_dynamic
-from run import has_vnni
+from peers.run import has_vnni
 
 import onnxq
 from onnxq.affine import sqnr_db

@@ -144,8 +144,8 @@ def compile_command(
 
     With --calib, weights and activations become integers that run in integer
     kernels: of 8 bits, or as --bits says. Without, convolutions keep 8-bit
-    weights and compute in float, and matrix products quantize their inputs
-    as they run.
+    weights and compute in float, and matrix products and LSTMs quantize
+    their inputs as they run.
     """
     from onnxq.choices import Choices
     from onnxq.commands.compiling import compile_file

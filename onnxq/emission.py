@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from onnxq.borders import ALL, FLOAT, Borders, Bounds, Correction, bias_reads, uncorrected
 from onnxq.expansion import add_up, is_expanded
 from onnxq.graph import float_values, is_constant, present, producer, remove_node, set_input
+from onnxq.hard_sigmoid import HARD_SIGMOID, UNIT_INTERVAL, summands
 from onnxq.program import Program, Unit
-from onnxq.ramp import RAMP, UNIT_INTERVAL, summands
 from onnxq.rules import RELU
 from onnxq.target import Target
 
@@ -78,7 +78,7 @@ def look_up_codes(borders: Borders, unit: Unit, node: gs.Node) -> None:
 
 
 def add_and_saturate(borders: Borders, unit: Unit, node: gs.Node) -> None:
-    """Write a HardSigmoid as an addition on codes; see `onnxq.ramp`."""
+    """Write a HardSigmoid as an addition on codes; see `onnxq.hard_sigmoid`."""
     node.op, inputs = "Add", []
     for operand in summands(borders, unit, node):
         floats = gs.Variable(borders.names.fresh(f"{operand[1].name}_dq"), FLOAT, operand[0].shape)
@@ -96,7 +96,7 @@ def drop_unit_dilations(node: gs.Node) -> None:
 
 def surround(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node]) -> None:
     """Write a unit as its float nodes between DequantizeLinear and QuantizeLinear."""
-    if unit.kind == RAMP:
+    if unit.kind == HARD_SIGMOID:
         add_and_saturate(borders, unit, nodes[unit.name])
         return
     _quantize_borders(borders, unit, nodes)

@@ -43,7 +43,7 @@ class Rule:
 RELU = ("Relu", "Clip")
 LAYOUT = Rule("layout")
 KERNEL = Rule("kernel", absorbs=RELU)
-HARD_SIGMOID = {"alpha": 0.2, "beta": 0.5}  # where a node does not say
+SLOPE_AND_SHIFT = {"alpha": 0.2, "beta": 0.5}  # of a HardSigmoid that does not say
 
 
 def refusal(node: gs.Node) -> str | None:
@@ -112,7 +112,7 @@ def _refuse_resize(node: gs.Node) -> str | None:
 
 
 def _refuse_hard_sigmoid(node: gs.Node) -> str | None:
-    return None if node.attrs.get("alpha", HARD_SIGMOID["alpha"]) > 0.0 else "its slope is not positive"
+    return None if node.attrs.get("alpha", SLOPE_AND_SHIFT["alpha"]) > 0.0 else "its slope is not positive"
 
 
 def _refuse_pad(node: gs.Node) -> str | None:

@@ -19,10 +19,10 @@ from onnxq.affine import QuantParams, affine_params
 from onnxq.calibration.statistics import Needs, TensorStatistics
 from onnxq.errors import DataError
 from onnxq.graph import Uses, float_values
+from onnxq.hard_sigmoid import useful_range
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, QuantDecision
 from onnxq.quantizers import Mse, method_for, parse_quantizer
-from onnxq.ramp import telling
 from onnxq.scheme import QuantScheme
 
 LARGEST_LOSS = 2.0  # a step may become this many times coarser for a cheaper Concat
@@ -92,7 +92,7 @@ def _narrow(program: Program, tensors: Mapping[str, gs.Tensor], chosen: dict[str
     for tensor, decision in program.plan.items():
         if decision.is_weight or alone[decision.group] > 1:
             continue
-        before, (low, high) = chosen[decision.group], telling(uses, tensors[tensor])
+        before, (low, high) = chosen[decision.group], useful_range(uses, tensors[tensor])
         ends = max(low, float(before.low)), min(high, float(before.high))
         if ends != (float(before.low), float(before.high)):
             chosen[decision.group] = affine_params(*ends, decision.scheme)

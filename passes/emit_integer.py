@@ -29,10 +29,10 @@ from onnxq.emission import (
 from onnxq.errors import UsageError
 from onnxq.expansion import is_expanded
 from onnxq.graph import CONTRIB, constant, rank, remove_node
+from onnxq.hard_sigmoid import HARD_SIGMOID, UNIT_INTERVAL, summands
 from onnxq.measure.tensors import tensor_rows
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, Unit
-from onnxq.ramp import RAMP, UNIT_INTERVAL, summands
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class _Kernel:
         after = activation(self.unit, self.nodes)
         if not self.is_coded:
             return last if after is None else self._in_front_of(after, last)
-        bounds = UNIT_INTERVAL if self.unit.kind == RAMP else ALL
+        bounds = UNIT_INTERVAL if self.unit.kind == HARD_SIGMOID else ALL
         if after is not None:
             bounds = bounds_of(after)
             remove_node(borders.graph, after)
@@ -232,7 +232,7 @@ WRITERS: Mapping[str, Callable[[_Kernel], None]] = {
     "Concat": _concat,
     "AveragePool": _average_pool,
     "Softmax": _softmax,
-    RAMP: _ramp,
+    HARD_SIGMOID: _ramp,
     **dict.fromkeys(("Add", "Mul", "GlobalAveragePool", "LeakyRelu", "Sigmoid"), _elementwise),
 }
 FLOAT_RESULT = ("Gemm", "MatMul")

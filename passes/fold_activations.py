@@ -4,8 +4,8 @@
     x clip(x + 3, 0, 6) / 6           x HardSigmoid(x), as HardSwish is
     x (1 + erf(x / sqrt 2)) / 2       Gelu(x) of com.microsoft, where the target has it
 
-Of four passes over memory two are left, and HardSigmoid and Mul have integer kernels (`onnxq.ramp`). onnxruntime finds no Gelu
-by itself behind a DequantizeLinear, of which it gives each reader a copy.
+Of four passes over memory two are left, and HardSigmoid and Mul have integer kernels (`onnxq.hard_sigmoid`). onnxruntime finds no
+Gelu by itself behind a DequantizeLinear, of which it gives each reader a copy.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.graph import CONTRIB, Names, Uses, float_values, is_constant, is_standard, present, producer
+from onnxq.hard_sigmoid import HARD_SIGMOID
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
-from onnxq.ramp import RAMP
 
 TOLERANCE = 1e-5  # relative, of constants that an exporter has rounded
 NOTHING = (None, math.nan)
@@ -53,7 +53,7 @@ def _spell_out(graph: gs.Graph, names: Names, node: gs.Node) -> None:
     x, y = node.inputs[0], node.outputs[0]
     ramp = gs.Variable(names.fresh(f"{y.name}_ramp"), x.dtype, y.shape)
     attrs = {"alpha": 1.0 / 6.0, "beta": 0.5}
-    before = gs.Node(RAMP, names.fresh(f"{node.name}_ramp"), attrs, [x], [ramp])
+    before = gs.Node(HARD_SIGMOID, names.fresh(f"{node.name}_ramp"), attrs, [x], [ramp])
     graph.nodes.insert(graph.nodes.index(node), before)
     node.op, node.inputs = "Mul", [x, ramp]
 
@@ -68,7 +68,7 @@ def _fold_ramp(uses: Uses, clip: gs.Node) -> bool:
     if not _is_close(_scaled(last)[1], 1.0 / high):
         return False
     _hand_over(last, clip if product is None else product)
-    clip.op, clip.attrs, clip.inputs = RAMP, {"alpha": 1.0 / high, "beta": shift / high}, [x]
+    clip.op, clip.attrs, clip.inputs = HARD_SIGMOID, {"alpha": 1.0 / high, "beta": shift / high}, [x]
     return True
 
 

@@ -12,9 +12,9 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from onnxq.graph import Uses
+from onnxq.hard_sigmoid import swish
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
-from onnxq.ramp import swish
 
 ACTIVATIONS = ("Relu", "Clip", "LeakyRelu")
 

@@ -71,7 +71,6 @@ def test_ctrl_c_writes_the_best_so_far_and_the_checkpoint_goes_on(
     assert second["stopped"] == expected["stopped"] == "evaluations"
     assert second["history"] == expected["history"]
     assert second["evaluations"] > first["evaluations"]
-    assert (
-        second["loss_end"] <= first["loss_end"]
-    )  # where it finds better steps depends on the machine's float kernels
+    # whether 40 evaluations find better steps depends on the machine's float kernels
+    assert second["loss_end"] <= first["loss_end"]
     assert (tmp_path / "second.onnx").read_bytes() == model

@@ -17,11 +17,11 @@ from onnxq.bias import set_bias
 from onnxq.borders import Borders
 from onnxq.calibration.collect import activations
 from onnxq.graph import Names, Uses, constant
+from onnxq.hard_sigmoid import useful_range
 from onnxq.measure.compare import Difference, run
 from onnxq.model.session import make_session
 from onnxq.pipeline import Context
 from onnxq.program import Program, Unit
-from onnxq.ramp import telling
 from onnxq.target import Target
 
 SAMPLES = 64
@@ -109,6 +109,7 @@ def _deployed(program: Program, reference: Program, compiled: ModelProto, ctx: C
     written = {name for node in compiled.graph.node for name in node.output}
     known = reference.graph.tensors()
     codes = {tensor: name for tensor, name in program.codes.items() if name in written and tensor in known}
+    seen = {tensor: useful_range(uses, known[tensor]) for tensor in codes}
     session = make_session(
         compiled, threads=ctx.threads, provider=ctx.provider, extra_outputs=list(codes.values())
     )
@@ -117,9 +118,8 @@ def _deployed(program: Program, reference: Program, compiled: ModelProto, ctx: C
     for batch, values in activations(reference, ctx, list(codes), limit, "noise by layer"):
         found = run(session, batch.feeds, list(codes.values()))
         for tensor, name in codes.items():
-            seen = telling(uses, known[tensor])
-            wanted = np.clip(values[tensor], *seen)
-            given = np.clip(dequantize(found[name], program.params(tensor)), *seen)
+            wanted = np.clip(values[tensor], *seen[tensor])
+            given = np.clip(dequantize(found[name], program.params(tensor)), *seen[tensor])
             if wanted.shape == given.shape:
                 powers[tensor] += _power(wanted), _power(given - wanted)
     ratios = {tensor: _decibels(*power) for tensor, power in powers.items()}

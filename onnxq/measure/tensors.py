@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from onnxq.affine import QuantParams, dequantize, quantize, sqnr_db
 from onnxq.calibration.statistics import TensorStatistics
 from onnxq.graph import Uses, float_values
+from onnxq.hard_sigmoid import useful_range
 from onnxq.program import Program, QuantDecision
-from onnxq.ramp import telling
 
 BINS = 64
 SHOWN_VALUES = 1 << 18  # values in a histogram of weights: beyond these its shape no longer changes
@@ -75,7 +75,7 @@ def tensor_rows(program: Program) -> list[dict[str, Any]]:
             kind = "output" if name in writers else "input"
             statistics = program.statistics.get(name) or program.statistics.get(decision.group)
             if statistics is not None and statistics.count:
-                seen = telling(uses, tensors[name])
+                seen = useful_range(uses, tensors[name])
                 rows.append(_activation(name, layer, kind, decision, decision.params, statistics, seen))
             continue
         values = float_values(tensors[name])

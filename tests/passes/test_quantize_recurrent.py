@@ -193,7 +193,7 @@ def test_absent_inputs_and_outputs_stay_absent(parse_program: ParseProgram) -> N
 
 @pytest.mark.parametrize("options", [{}, {"bits": "w8a8"}, {"bits": "w8"}])
 def test_a_compile_takes_them_along(options: dict[str, Any], parse_program: ParseProgram) -> None:
-    """Behind a product, and in front of one."""
+    """In front of a product, by each preset."""
     wide = {"v": RNG.normal(size=(UNITS, 256)).astype(np.float32), **weights("LSTM")}
     text = f"""g (float[s,n,{INPUTS}] x) => (float[a,b,c,d] y) {{
         h = LSTM<hidden_size={UNITS}>(x, w, r, b) y = MatMul(h, v)

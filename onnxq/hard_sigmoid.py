@@ -16,9 +16,9 @@ import onnx_graphsurgeon as gs
 from onnxq.borders import Borders, Bounds
 from onnxq.graph import Uses, constant, is_standard
 from onnxq.program import Unit
-from onnxq.rules import HARD_SIGMOID
+from onnxq.rules import SLOPE_AND_SHIFT
 
-RAMP = "HardSigmoid"
+HARD_SIGMOID = "HardSigmoid"
 EVERYTHING = (-math.inf, math.inf)
 UNIT_INTERVAL = Bounds(np.float32(0), np.float32(1))
 
@@ -27,21 +27,21 @@ Operand = tuple[gs.Tensor, gs.Tensor, gs.Tensor]
 
 def slope_and_shift(node: gs.Node) -> tuple[float, float]:
     """alpha and beta of a HardSigmoid."""
-    alpha, beta = (float(node.attrs.get(name, default)) for name, default in HARD_SIGMOID.items())
+    alpha, beta = (float(node.attrs.get(name, default)) for name, default in SLOPE_AND_SHIFT.items())
     return alpha, beta
 
 
-def telling(uses: Uses, tensor: gs.Tensor) -> tuple[float, float]:
+def useful_range(uses: Uses, tensor: gs.Tensor) -> tuple[float, float]:
     """The interval in which values of a tensor tell its readers anything: what lies outside may saturate.
 
     A HardSigmoid is 0 below -beta / alpha and 1 above (1 - beta) / alpha; x times it, a hard swish, is 0 below as well.
     """
     readers = uses.readers(tensor)
-    ramps = [node for node in readers if node.op == RAMP and is_standard(node)]
+    ramps = [node for node in readers if node.op == HARD_SIGMOID and is_standard(node)]
     if not ramps or uses.escapes(tensor):
         return EVERYTHING
     results = {node.outputs[0].name for node in ramps}
-    others = [node for node in readers if node.op != RAMP]
+    others = [node for node in readers if node.op != HARD_SIGMOID]
     if not all(node.op == "Mul" and any(t.name in results for t in node.inputs) for node in others):
         return EVERYTHING
     slopes = [slope_and_shift(node) for node in ramps]
@@ -52,7 +52,7 @@ def telling(uses: Uses, tensor: gs.Tensor) -> tuple[float, float]:
 def swish(uses: Uses, tensor: gs.Tensor) -> gs.Node | None:
     """The Mul of a tensor by its own HardSigmoid where nothing else reads it, else None."""
     readers = uses.readers(tensor)
-    ramps = [node for node in readers if node.op == RAMP and is_standard(node)]
+    ramps = [node for node in readers if node.op == HARD_SIGMOID and is_standard(node)]
     if len(ramps) != 1 or len(readers) != 2 or uses.escapes(tensor):
         return None
     product = uses.only_reader(ramps[0].outputs[0])

@@ -11,8 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 import onnxq
-from onnxq.affine import affine_params, sqnr_db
+from onnxq.affine import affine_params, dequantize, sqnr_db
 from onnxq.data import input_specs, open_data
+from onnxq.graph import Uses
+from onnxq.hard_sigmoid import useful_range
 from onnxq.measure.coverage import read_coverage
 from onnxq.model.session import make_session, session_and_optimized
 from onnxq.pipeline import Context, Pipeline
@@ -66,6 +68,23 @@ def test_codes_are_those_of_the_definition(
     exact = np.clip(exact, target.scheme.qmin, target.scheme.qmax)
     assert len(np.unique(found)) > 1
     np.testing.assert_allclose(found, exact, rtol=0, atol=0.5 + TIE)
+
+
+@pytest.mark.parametrize("form", ["qdq", "integer"])
+def test_a_grid_beyond_its_bounds_is_cut_there(form: str, parse_program: ParseProgram) -> None:
+    """As that of a tensor which shares its scale with others is."""
+    program, ctx = planned(parse_program, "r = HardSigmoid(c) m = Mul(c, r) y = Conv(m, v)")
+    program.plan["r"] = replace(program.plan["r"], params=affine_params(-1.0, 2.0, program.plan["r"].scheme))
+    (found,) = emitted(program, ctx, form, "r")
+    values = dequantize(found, program.params("r"))
+    assert (values.min(), values.max()) == pytest.approx((0.0, 1.0), abs=float(program.params("r").scale) / 2)
+
+
+def test_ranges_of_outputs_of_the_graph_stay(parse_program: ParseProgram) -> None:
+    text = "g (float[N,4,16,16] x) => (float[a,b,c,d] y, float[e,f,g,h] c) { c = Conv(x, w) m = HardSwish(c) y = Conv(m, v) }"
+    program = parse_program(text, {"w": W, "v": V})
+    Pipeline.parse("fold-activations").run(program, Context())
+    assert useful_range(Uses(program.graph), program.graph.tensors()["c"]) == (-np.inf, np.inf)
 
 
 SWISH = "r = HardSigmoid<alpha=0.16666667, beta=0.5>(c) m = Mul(c, r)"
