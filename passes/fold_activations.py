@@ -14,7 +14,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.graph import CONTRIB, Names, Uses, float_values, is_constant, is_standard, present, producer
@@ -63,7 +62,7 @@ def _fold_ramp(uses: Uses, clip: gs.Node) -> bool:
     low, high = (_number(present(clip, index)) for index in (1, 2))
     x, shift = _with_number(producer(clip.inputs[0]), "Add")
     product, last = _product_behind(uses, clip)
-    if low != 0.0 or high is None or high <= 0.0 or x is None or x.dtype != np.float32:
+    if low != 0.0 or high is None or high <= 0.0 or x is None:
         return False
     if not _is_close(_scaled(last)[1], 1.0 / high):
         return False
@@ -76,7 +75,7 @@ def _fold_gelu(uses: Uses, erf: gs.Node) -> bool:
     """Make an Erf a Gelu if the nodes around it amount to one; whether they do."""
     x, slope = _scaled(producer(erf.inputs[0]))
     add = uses.only_reader(erf.outputs[0])
-    if add is None or x is None or x.dtype != np.float32 or not _is_close(slope, math.sqrt(0.5)):
+    if add is None or x is None or not _is_close(slope, math.sqrt(0.5)):
         return False
     product, last = _product_behind(uses, add)
     if product is None or not _is_close(_with_number(add, "Add")[1], 1.0):
@@ -129,7 +128,7 @@ def _with_number(node: gs.Node | None, op: str) -> tuple[gs.Tensor | None, float
 
 
 def _number(tensor: gs.Tensor | None) -> float | None:
-    """The value of a float32 initializer of one element, None for anything else."""
+    """The value of a float32 initializer of one element, None for anything else: what is computed with it is float32 too."""
     values = None if tensor is None else float_values(tensor)
     return float(values.item()) if values is not None and values.size == 1 else None
 

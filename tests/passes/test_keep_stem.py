@@ -71,6 +71,10 @@ def test_a_first_convolution_and_a_depthwise_one(between: str, parse_program: Pa
             f"{FIRST} s = HardSigmoid(c) r = Mul(c, s) {DEPTH} {POINT} z = Neg(s)",
             f"{OUTPUT}, float[N,o,p,q] z",
         ),
+        (
+            f"{FIRST} s = HardSigmoid(c) r = Mul(c, s) {DEPTH} {POINT} z = Neg(c)",
+            f"{OUTPUT}, float[N,o,p,q] z",
+        ),
         (f"{FIRST} r = Relu(c) [depth] d = Conv(r, f) {POINT}", OUTPUT),  # not depthwise
         (f"{FIRST} r = Relu(c) [depth] d = Conv<group=4>(r, h) {POINT}", OUTPUT),
         (f"{FIRST} r = Relu(c) {DEPTH} {POINT} z = Neg(r)", f"{OUTPUT}, float[N,o,p,q] z"),  # a branch
