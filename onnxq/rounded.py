@@ -168,7 +168,7 @@ def weight_rounders(program: Program, ctx: Context, most: int = LARGEST) -> dict
     """
     if ctx.data is None:
         return {}
-    sites = [site for site in weight_sites(program)[0] if site.shape[2] <= most and _gains(program, site)]
+    sites = [site for site in weight_sites(program)[0] if site.shape[2] <= most and gains(program, site)]
     found = {}
     for part in moment_parts(sites):
         moments = second_moments(program, ctx, part)
@@ -178,8 +178,8 @@ def weight_rounders(program: Program, ctx: Context, most: int = LARGEST) -> dict
     return found
 
 
-def _gains(program: Program, site: Site) -> bool:
-    """Whether rounding matters to a weight."""
+def gains(program: Program, site: Site) -> bool:
+    """Whether it matters how a weight is rounded: it has less than 8 bits, or half of its channels drown on their grid."""
     decision, values = program.plan[site.weight], float_values(site.nodes[0].inputs[1])
     assert values is not None
     return decision.scheme.bits < BYTE or is_coarse(values, decision, site.axis)

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from onnxq.bias import least_scales
-from onnxq.graph import float_values
 from onnxq.moments import Site, moment_parts, second_moments, weight_sites
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, QuantDecision
-from onnxq.rounded import LARGEST, WeightRounder
-from onnxq.weights import ENOUGH_DB, code_limit, is_coarse
+from onnxq.rounded import LARGEST, WeightRounder, gains
+from onnxq.weights import ENOUGH_DB, code_limit
 
 TINY = 1e-12
 
@@ -26,7 +25,7 @@ class RoundWeights(Pass):
     """Round weights with error feedback, so that the outputs of each layer stay close on the calibration samples.
 
     Attributes:
-        when: `needed` leaves networks in whose layers half of the channels keep 25 dB on their grid; `always` rounds all.
+        when: `needed` leaves networks of 8-bit weights where half of each layer's channels keep 25 dB; `always` rounds all.
         largest: layers that reduce over more values than this are left; the work grows with the cube.
         samples: calibration samples to look at.
         patches: random inputs of each kernel from one sample.
@@ -49,8 +48,8 @@ class RoundWeights(Pass):
         reasons = {site.weight: self._refusal(program, site) for site in found}
         skipped |= {n.name: why for site in found for n in site.nodes if (why := reasons[site.weight])}
         sites = [site for site in found if not reasons[site.weight]]
-        if self.when == "needed" and not any(_is_coarse(program, site) for site in sites):
-            reason = f"half of its channels keep {ENOUGH_DB:.0f} dB as they are"
+        if self.when == "needed" and not any(gains(program, site) for site in sites):
+            reason = f"it has 8 bits, and half of its channels keep {ENOUGH_DB:.0f} dB as they are"
             return PassResult(0, skipped | {node.name: reason for site in sites for node in site.nodes})
         if ctx.data is None:
             reason = "there are no calibration samples to round by"
@@ -87,9 +86,3 @@ class RoundWeights(Pass):
         return (
             f"it reduces over {size} values, more than largest={self.largest}" if size > self.largest else ""
         )
-
-
-def _is_coarse(program: Program, site: Site) -> bool:
-    values = float_values(site.nodes[0].inputs[1])
-    assert values is not None
-    return is_coarse(values, program.plan[site.weight], site.axis)

@@ -250,3 +250,13 @@ def test_by_default_it_runs_where_channels_drown(
     (step,) = Pipeline.parse("round-weights").run(program, context(program, x))
     assert (step.result.changed > 0) == runs
     assert bool(step.result.skipped) != runs
+
+
+@pytest.mark.parametrize("bits", [6, 7])
+def test_by_default_it_runs_below_8_bits(parse_program: ParseProgram, bits: int) -> None:
+    text, shape, x = LAYERS["conv"]
+    program = prepared(parse_program, text, {"w": normal(*shape)}, x, f"int{bits}:channel,first_last=same")
+    before = output_errors(program, x)
+    (step,) = Pipeline.parse("round-weights").run(program, context(program, x))
+    assert step.result.changed == 1
+    assert output_errors(program, x).sum() < 0.8 * before.sum()
