@@ -121,8 +121,8 @@ class Program:
             scales are to have no such pattern.
         sides: what is written as codes; the other side keeps its float values, though it has a plan.
         statistics: of activations, filled by calibration; a pass with its own puts its name and a slash before the tensor's.
-        reference: the program as it was when the plan was made, its graph float and its biases the model's; kept where layers
-            are to be measured.
+        reference: the program as it was when the plan was made, its graph float; kept where layers are to be measured. Its own
+            plan and biases hold what layers would have if they did not make up for the noise of others.
         biases: what passes made of biases (C,) to make up for quantized weights, by the name of the unit.
         searched: biases (C,) with which a search of steps ended, by the name of the unit; for correct-bias to take or to better.
         codes: names of the activations' codes in the emitted graph, by tensor.

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -38,6 +38,9 @@ from onnxq.program import Program, Unit
 from onnxq.saturation import kernel_kind
 from onnxq.scheme import BYTE
 from onnxq.weights import code_limit
+
+if TYPE_CHECKING:
+    from onnxq.simulate import Matched
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class CorrectBias(Pass):
 
             outputs = matched(program, ctx, self.correction, self.samples, self.patches)
             facts["outputs"] = {"matched": bool(outputs.plan or outputs.biases), "sqnr_db": outputs.sqnr_db}
+            _keep_own(program, outputs, tensors, nodes)
             program.plan.update(outputs.plan)
             biases = outputs.biases
         names = Names(program.graph)
@@ -85,13 +89,8 @@ class CorrectBias(Pass):
             if reason is not None:
                 skipped[unit.name] = reason
                 continue
-            weights, bias = float_values(tensors[unit.weight]), float_bias(unit, tensors)
-            assert weights is not None
-            if bias is None:
-                bias = np.zeros(weights.shape[unit.channel_axis], np.float32)
-            group = nodes[unit.name].attrs.get("group", 1)
             found = biases.get(unit.name)
-            found = corrected_bias(program, unit, bias, weights, group) if found is None else found
+            found = _corrected(program, unit, tensors, nodes) if found is None else found
             set_bias(program, names, nodes, unit, found)
             corrected += 1
         return PassResult(corrected, skipped, facts)
@@ -121,3 +120,27 @@ class CorrectBias(Pass):
             else:
                 program.plan[weight] = found
         return {"means_not_kept": left} if left else {}
+
+
+def _corrected(
+    program: Program, unit: Unit, tensors: Mapping[str, gs.Tensor], nodes: Mapping[str, gs.Node]
+) -> NDArray[np.float32]:
+    """The bias (C,) of a unit less what its own weights shift means by."""
+    assert unit.weight is not None
+    weights, bias = float_values(tensors[unit.weight]), float_bias(unit, tensors)
+    assert weights is not None
+    if bias is None:
+        bias = np.zeros(weights.shape[unit.channel_axis], np.float32)
+    return corrected_bias(program, unit, bias, weights, nodes[unit.name].attrs.get("group", 1))
+
+
+def _keep_own(
+    program: Program, outputs: Matched, tensors: Mapping[str, gs.Tensor], nodes: Mapping[str, gs.Node]
+) -> None:
+    """Remember layers as they are before matching, which makes up for the noise of others: alone they would have none of it."""
+    if program.reference is None:
+        return
+    program.reference.plan.update({tensor: program.plan[tensor] for tensor in outputs.plan})
+    matched_units = (program.units[name] for name in outputs.biases)
+    correctable = [unit for unit in matched_units if uncorrectable(unit, program) is None]
+    program.reference.biases.update({u.name: _corrected(program, u, tensors, nodes) for u in correctable})

@@ -40,8 +40,8 @@ class LayerNoise:
     Attributes:
         deployed: SQNR of each activation in the deployed network, with the noise of all layers before it, by tensor.
         alone: SQNR of the network's first output when only this layer is quantized, by layer: its weights, its output and what
-            it reads that no quantized layer writes. None where that changes nothing. Layers that the time did not suffice for
-            are absent.
+            it reads that no quantized layer writes, without what makes up for the noise of others. None where that changes
+            nothing. Layers that the time did not suffice for are absent.
         layers: how many there are.
         samples: behind `alone`.
     """
@@ -148,12 +148,13 @@ def quantized_alone(model: ModelProto, program: Program, unit: Unit, target: Tar
     view.plan = program.plan
     names, nodes = Names(view.graph), {n.name: n for n in view.graph.nodes}
     weight, node = program.units[unit.name].weight, nodes[unit.name]
-    decision = program.plan.get(weight) if weight is not None else None
+    plan, biases = program.plan | program.reference.plan, program.biases | program.reference.biases
+    decision = plan.get(weight) if weight is not None else None
     if decision is not None and decision.codes is not None and program.sides != "activations":
         kept = tuple(slice(size) for size in node.inputs[1].shape)  # without channels that were padded
         node.inputs[1] = constant(names, f"{weight}_rounded", decision.values[kept])
-    if unit.name in program.biases:
-        set_bias(view, names, nodes, unit, program.biases[unit.name])
+    if unit.name in biases:
+        set_bias(view, names, nodes, unit, biases[unit.name])
     if program.sides == "weights":
         return view.to_model()
     borders = Borders(view, target)

@@ -180,3 +180,11 @@ def test_nothing_is_measured_unless_asked_for() -> None:
 def test_without_quantized_activations_there_is_nothing_to_measure(options: dict[str, str]) -> None:
     done = onnxq.compile_model(CNN, speed=False, threads=1, layers=True, **options)  # type: ignore[arg-type]
     assert done.report.layers is None
+
+
+def test_a_layer_alone_does_not_make_up_for_the_noise_of_others() -> None:
+    """Matched scales and biases answer to errors that arrive from other layers, which a single quantized layer does not have."""
+    (done, found), (_, unmatched) = measured(bits="w2a8"), measured(bits="w2a8", bias_correction="output")
+    assert done.report.outputs is not None
+    assert done.report.outputs["matched"]
+    assert found.alone == unmatched.alone
