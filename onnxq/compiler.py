@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from onnxq.attempt import Clock, Job, Original, attempt
 from onnxq.calibration.table import CalibrationTable
 from onnxq.choices import Choices
 from onnxq.data import Dataset, ImageOptions, input_specs, open_data
 from onnxq.errors import DataError, UsageError
 from onnxq.measure.metrics import Accuracy, Evaluation, evaluate_model, find_metric
 from onnxq.model.disk import DataFile, Spool
-from onnxq.model.load import load_model, model_digest
+from onnxq.model.load import load_model
 from onnxq.model.prepare import prepare
 from onnxq.model.session import CPU
 from onnxq.model.skeleton import model_bytes
-from onnxq.model.tensors import data_files
 from onnxq.model.write import write_model
 from onnxq.pipeline import Context, Pipeline, Progress, no_progress
-from onnxq.program import Program
-from onnxq.provenance import peak_rss_bytes, stamp, versions
+from onnxq.provenance import peak_rss_bytes, versions
 from onnxq.report.model import Report
 from onnxq.scheme import QuantScheme
 from onnxq.sizes import parse_bytes
 from onnxq.target import find_target
-from onnxq.verify import verify
 
 METRIC = "top1"  # of test samples, where none is named
 Source = str | Path | Mapping[str, Any] | Callable[..., Any] | Dataset
@@ -60,22 +56,6 @@ class CompiledModel:
             ModelError: the file cannot be written; an existing one is untouched.
         """
         write_model(self.model, path, spared=self.files, progress=_megabytes(progress))
-
-
-@dataclass
-class _Clock:
-    """Wall time of each stage, in seconds."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.add(name, time.perf_counter() - start)
-
-    def add(self, name: str, seconds: float) -> None:
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
 
 def compile_model(
@@ -244,34 +224,22 @@ def compile_chosen(
     Raises:
         UsageError, ModelError, DataError: as `compile_model`.
     """
-    clock, goal = _Clock(), find_target(choices.target)
+    clock, goal = Clock(), find_target(choices.target)
     metric = _metric(metric, test)
     has_data = calibration is not None or load_calibration is not None
     steps = choices.resolve(has_data)
     warnings: list[str] = []
     with clock.stage("load"):
         progress("loading", 0, None)
-        job = _load(model, calibration, load_calibration, images, samples, steps.opset(goal))
-        files = job.original.files
-        if files:
-            job.program.spool = Spool(scratch or (Path(output).parent if output is not None else None))
-            files |= {job.program.spool}
+        folder = scratch or (Path(output).parent if output is not None else None)
+        job = _load(model, calibration, load_calibration, images, samples, steps.opset(goal), folder)
+        files = job.original.files | ({job.spool} if job.spool is not None else set())
     context = Context(job.data, samples, goal, seed, threads, provider, progress, warnings.append, layers)
     tests = _open(test, job.prepared, images)
     with clock.stage("evaluate"):  # first, so that samples or labels that do not fit are found at once
         before = _evaluate(job.prepared, tests, metric, context)
-    ran = steps.run(job.program, context)
-    for step in ran:
-        clock.add(step.name, step.seconds)
-    with clock.stage("emit"):
-        table = _table(job, samples)
-        compiled = job.program.to_model()
-        slim(compiled, job.original.typed, job.prepared)
-        stamp(compiled, str(_reproducible(steps)), seed, table)
-    with clock.stage("verify"):
-        deployed = {name: measure(compiled) for name, measure in job.program.deployed.items()}
-        progress("verifying", 0, None)
-        verification = verify(job.prepared, compiled, job.program, context, speed=speed)
+    made = attempt(job, steps, context, clock, speed=speed)
+    compiled, table, verification = made.model, made.table, made.verification
     with clock.stage("evaluate"):
         accuracy = Accuracy.of(before, _evaluate(compiled, tests, metric, context), tests)
     with clock.stage("write"):
@@ -290,7 +258,7 @@ def compile_chosen(
         target=goal.name,
         pipeline=str(steps),
         calibration=_calibration(table, job.data),
-        steps=ran,
+        steps=made.ran,
         nodes=verification.nodes,
         coverage=verification.coverage,
         difference=verification.difference,
@@ -303,7 +271,7 @@ def compile_chosen(
         peak_rss_bytes=peak_rss_bytes(),
         versions=versions(),
         notes=job.notes,
-        deployed=deployed,
+        deployed=made.deployed,
         warnings=(*warnings, *_remarks(job.data), *_remarks(tests), *verification.warnings),
     )
     return CompiledModel(compiled, report, table, files)
@@ -338,49 +306,9 @@ def _too_large(limit: str | None, size: int) -> list[str]:
     return [f"the file takes {size:,} bytes, more than multipoint-size={limit}"]
 
 
-def _reproducible(steps: Pipeline) -> Pipeline:
-    """The pipeline without what has no influence on the result: where a search ran and kept its state."""
-    return steps.with_option("cluster", None, needed=False).with_option("checkpoint", None, needed=False)
-
-
 def _megabytes(progress: Progress) -> Callable[[int, int], None]:
     """Takes bytes written and all of them."""
     return lambda done, total: progress("writing (MB)", done >> 20, total >> 20)
-
-
-@dataclass(frozen=True)
-class _Original:
-    """What is remembered of the model as it was read, whose weights need not be held beside those of the prepared one.
-
-    Attributes:
-        size: bytes of its file.
-        files: that hold its data.
-        typed: inner tensors whose types it states.
-        digest: None where neither samples nor a table of statistics ask for it.
-    """
-
-    size: int
-    files: frozenset[DataFile]
-    typed: frozenset[str]
-    digest: str | None
-
-    @classmethod
-    def of(cls, model: onnx.ModelProto, has_digest: bool) -> _Original:
-        typed = frozenset(info.name for info in model.graph.value_info)
-        digest = model_digest(model) if has_digest else None
-        return cls(model_bytes(model), data_files(model), typed, digest)
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """What a compile starts from."""
-
-    original: _Original
-    prepared: onnx.ModelProto
-    notes: Sequence[str]
-    data: Dataset | None
-    program: Program
-    table: CalibrationTable | None
 
 
 def _load(
@@ -390,16 +318,14 @@ def _load(
     images: ImageOptions | None,
     samples: int,
     opset: int,
-) -> _Job:
+    scratch: str | Path | None,
+) -> Job:
     read = model if isinstance(model, onnx.ModelProto) else load_model(model)
     prepared, notes = prepare(read, opset)
     data = _open(calibration, prepared, images)
-    program = Program.from_model(prepared)
-    original = _Original.of(read, data is not None or table_path is not None)
+    original = Original.of(read, data is not None or table_path is not None)
     table = _load_table(table_path, original, data, samples)
-    if table is not None:
-        program.statistics.update(table.tensors)
-    return _Job(original, prepared, notes, data, program, table)
+    return Job(original, prepared, notes, data, table, Spool(scratch) if original.files else None)
 
 
 def _open(source: Source | None, model: onnx.ModelProto, images: ImageOptions | None) -> Dataset | None:
@@ -408,20 +334,8 @@ def _open(source: Source | None, model: onnx.ModelProto, images: ImageOptions | 
     return open_data(source, input_specs(model), images=images or ImageOptions())
 
 
-def slim(compiled: onnx.ModelProto, typed: Collection[str], prepared: onnx.ModelProto) -> None:
-    """Take out what runtimes do not need and small files feel: types of inner tensors but those that the user's model states, and
-    names of nodes that it does not have."""
-    kept = [info for info in compiled.graph.value_info if info.name in typed]
-    del compiled.graph.value_info[:]
-    compiled.graph.value_info.extend(kept)
-    named = {node.name for node in prepared.graph.node}
-    for node in compiled.graph.node:
-        if node.name not in named:
-            node.ClearField("name")
-
-
 def _load_table(
-    path: str | Path | None, original: _Original, data: Dataset | None, samples: int
+    path: str | Path | None, original: Original, data: Dataset | None, samples: int
 ) -> CalibrationTable | None:
     if path is None:
         return None
@@ -429,17 +343,6 @@ def _load_table(
     assert original.digest is not None
     table.check(original.digest, data.digest(samples) if data is not None else None)
     return table
-
-
-def _table(job: _Job, samples: int) -> CalibrationTable | None:
-    if not job.program.statistics:
-        return None
-    if job.data is None:
-        return job.table
-    count = job.data.count()
-    used = samples if count is None else min(count, samples)
-    assert job.original.digest is not None
-    return CalibrationTable(job.original.digest, job.data.digest(samples), used, dict(job.program.statistics))
 
 
 def _save_table(table: CalibrationTable | None, path: str | Path) -> None:
