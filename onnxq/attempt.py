@@ -111,6 +111,11 @@ class Attempt:
     deployed: dict[str, float]
     verification: Verification
 
+    @property
+    def size(self) -> int:
+        """Bytes of the model's file."""
+        return model_bytes(self.model)
+
 
 def attempt(job: Job, steps: Pipeline, ctx: Context, clock: Clock, *, speed: bool) -> Attempt:
     """Run a pipeline, emit the model and verify it.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxq.errors import UsageError
+from onnxq.mixed_precision import check_floor
 from onnxq.pipeline import Pipeline
 from onnxq.precision import Bits, override_bits
 from onnxq.presets import WEIGHT_ONLY, WITHOUT_DATA, preset_pipeline
@@ -44,6 +45,7 @@ class Choices:
         loss, search_budget, checkpoint, cluster: of that search.
         bias_correction: `auto`, `none`, `output`, `exact` or `deployed`; None for the pipeline's own.
         skip: node names or op types to leave in float.
+        min_sqnr: dB of the network's output to keep, for which layers get more bits than `bits`.
         multipoint: further weights of channels with several points, as a part of those below 8 bits.
         multipoint_error: instead, the largest error of a channel's output, as a part of its layer's mean power.
         multipoint_size: instead, the size of the file to stay within, such as 400KB.
@@ -67,6 +69,7 @@ class Choices:
     cluster: str | None = None
     bias_correction: str | None = None
     skip: Sequence[str] = ()
+    min_sqnr: float | None = None
     multipoint: float | None = None
     multipoint_error: float | None = None
     multipoint_size: str | None = None
@@ -122,6 +125,8 @@ class Choices:
                 name = "bias_correction" if name == "correction" else name
                 raise UsageError(f"{name} can only be chosen with calibration data; give some with --calib")
             steps = steps.with_option(name, value)
+        if self.min_sqnr is not None:
+            check_floor(steps, self.min_sqnr, has_data=has_data, checkpoint=self.checkpoint)
         return steps
 
     @property

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from onnxq.choices import Choices
 from onnxq.data import Dataset, ImageOptions, input_specs, open_data
 from onnxq.errors import DataError, UsageError
 from onnxq.measure.metrics import Accuracy, Evaluation, evaluate_model, find_metric
+from onnxq.mixed_precision import keep_floor
 from onnxq.model.disk import DataFile, Spool
 from onnxq.model.load import load_model
 from onnxq.model.prepare import prepare
@@ -83,6 +86,7 @@ def compile_model(
     bias_correction: str | None = None,
     multipoint_form: str | None = None,
     skip: Sequence[str] = (),
+    min_sqnr: float | None = None,
     form: str | None = None,
     target: str = "ort-cpu",
     images: ImageOptions | None = None,
@@ -129,6 +133,8 @@ def compile_model(
             output takes what weights do to means out of the biases; exact keeps means by a point of ones that the channels of a
             layer below 8 bits share; none; auto (the default) is deployed below 8 bits, else output.
         skip: node names or op types to leave in float; * and ? match as in file names.
+        min_sqnr: give the layers that hurt most more bits than `bits`, or leave them in float, until the network's first output
+            has this SQNR in dB on calibration samples; compiles several times.
         form: `qdq` or `integer`; None for the preset's, qdq.
         target: runtime to compile for.
         images: how to read a directory of images.
@@ -171,6 +177,7 @@ def compile_model(
         cluster=cluster,
         bias_correction=bias_correction,
         skip=skip,
+        min_sqnr=min_sqnr,
         multipoint=multipoint,
         multipoint_error=multipoint_error,
         multipoint_size=multipoint_size,
@@ -228,6 +235,10 @@ def compile_chosen(
     metric = _metric(metric, test)
     has_data = calibration is not None or load_calibration is not None
     steps = choices.resolve(has_data)
+    if choices.min_sqnr is not None and calibration is None:
+        raise UsageError(
+            "min-sqnr is measured on calibration samples, which a table does not hold; give some with --calib"
+        )
     warnings: list[str] = []
     with clock.stage("load"):
         progress("loading", 0, None)
@@ -238,7 +249,14 @@ def compile_chosen(
     tests = _open(test, job.prepared, images)
     with clock.stage("evaluate"):  # first, so that samples or labels that do not fit are found at once
         before = _evaluate(job.prepared, tests, metric, context)
-    made = attempt(job, steps, context, clock, speed=speed)
+    floor = None
+    if choices.min_sqnr is None:
+        made = attempt(job, steps, context, clock, speed=speed)
+    else:
+        measuring = replace(context, layers=True, alone_seconds=math.inf)
+        made, floor = keep_floor(
+            partial(attempt, job, clock=clock, speed=speed), steps, measuring, choices.min_sqnr
+        )
     compiled, table, verification = made.model, made.table, made.verification
     with clock.stage("evaluate"):
         accuracy = Accuracy.of(before, _evaluate(compiled, tests, metric, context), tests)
@@ -256,7 +274,7 @@ def compile_chosen(
         model="" if isinstance(model, onnx.ModelProto) else str(model),
         output="" if output is None else str(output),
         target=goal.name,
-        pipeline=str(steps),
+        pipeline=str(made.steps),
         calibration=_calibration(table, job.data),
         steps=made.ran,
         nodes=verification.nodes,
@@ -272,6 +290,7 @@ def compile_chosen(
         versions=versions(),
         notes=job.notes,
         deployed=made.deployed,
+        floor=floor,
         warnings=(*warnings, *_remarks(job.data), *_remarks(tests), *verification.warnings),
     )
     return CompiledModel(compiled, report, table, files)

@@ -278,6 +278,15 @@ Skip = Annotated[
         panel=QUANTIZATION,
     ),
 ]
+MinSqnr = Annotated[
+    float | None,
+    option(
+        "Give the layers that hurt most more bits than --bits says, or leave them in float, until the output keeps this SQNR "
+        "on samples, as 25. Compiles several times.",
+        metavar="DB",
+        panel=QUANTIZATION,
+    ),
+]
 Format = Annotated[
     str | None,
     option(

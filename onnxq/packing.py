@@ -56,6 +56,28 @@ def _wider(bits: int, packed: Collection[int]) -> int:
     return min(width for width in (*packed, BYTE) if width >= bits)
 
 
+def stored_bytes(count: int, bits: int, packed: Collection[int]) -> int:
+    """About what codes of one tensor take in a file.
+
+    Args:
+        count: of codes.
+        bits: of each, 2 to 8.
+        packed: widths whose own type the target takes.
+
+    >>> [stored_bytes(100_000, bits, (2, 4)) for bits in (8, 6, 4)], stored_bytes(1000, 6, (2, 4))
+    ([100000, 75600, 50060], 1000)
+    """
+    width = _wider(bits, packed)
+    if _pays_in_planes(count, bits, width):
+        return count * bits // BYTE + PLANES_BYTES
+    return count * width // BYTE + (CAST_BYTES if width < BYTE else 0)
+
+
+def _pays_in_planes(count: int, bits: int, width: int) -> bool:
+    """Whether bit planes take less than a type of `width` bits."""
+    return count * (width - bits) > BYTE * PLANES_BYTES
+
+
 class Packer:
     """Writes codes into one graph; what several of them need is written once."""
 
@@ -76,7 +98,7 @@ class Packer:
         """
         _check(name, codes, bits)
         width = _wider(bits, self.packed)
-        if codes.size * (width - bits) > BYTE * PLANES_BYTES:
+        if _pays_in_planes(codes.size, bits, width):
             return self._planes(name, codes, bits)
         if width == BYTE or codes.size == 0:
             return constant(self.names, name, codes)

@@ -57,6 +57,7 @@ class Context:
         progress: called with a label, the work done and the total (None when unknown).
         warn: called with one sentence for the user.
         layers: whether the noise of each layer will be measured, for which the float model is kept.
+        alone_seconds: time for that of layers alone, after which no further one is measured.
     """
 
     data: Dataset | None = None
@@ -68,6 +69,7 @@ class Context:
     progress: Progress = no_progress
     warn: Callable[[str], None] = lambda sentence: None
     layers: bool = False
+    alone_seconds: float = 20.0
 
     def rng(self) -> np.random.Generator:
         """A fresh generator from the seed."""
@@ -169,6 +171,11 @@ class Pipeline:
         return Pipeline(
             tuple(_replace(p, option, value) if option in p.options() else p for p in self.passes)
         )
+
+    def values(self, option: str) -> list[Any]:
+        """What the passes that have the option take for it, in order; the parts of those that take several."""
+        found = [getattr(p, option) for p in self.passes if option in p.options()]
+        return [part for value in found for part in (value if isinstance(value, tuple) else (value,))]
 
     def opset(self, target: Target) -> int:
         """The oldest operator set that can hold what the passes write for a target."""

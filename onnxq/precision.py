@@ -9,7 +9,7 @@ from typing import Literal
 
 import onnx_graphsurgeon as gs
 
-from onnxq.errors import UsageError
+from onnxq.errors import UsageError, unknown
 from onnxq.graph import is_constant
 from onnxq.program import Program
 from onnxq.rules import WEIGHTED
@@ -19,6 +19,7 @@ from onnxq.selection import matching_nodes
 Ends = Literal["same", "8", "float"]
 
 GRAMMAR = "wB for weights alone or wBaB for weights and activations, B from 2 to 8"
+RAISED = "raised"
 TEXT = re.compile(r"w([2-8])(?:a([2-8]))?")
 
 
@@ -98,15 +99,18 @@ def override_bits(overrides: Sequence[str]) -> frozenset[int]:
     return frozenset(bits.weights for bits in parsed if bits is not None)
 
 
-def layer_bits(program: Program, bits: Bits, overrides: Sequence[str], first_last: Ends) -> dict[str, Layer]:
+def layer_bits(
+    program: Program, bits: Bits, overrides: Sequence[str], first_last: Ends, raised: Sequence[str] = ()
+) -> dict[str, Layer]:
     """Widths of every node that multiplies by or looks up weights, or multiplies two activations, by node name.
 
     The first and last layers (`ends`) get at least 8 bits or stay float, by `first_last`; an override that names a node counts
-    before that, the last of several.
+    before that, the last of several. What is raised counts before all.
 
     Args:
         bits: of the other layers; without activations for weight-only quantization.
         overrides: as `parse_override` reads them.
+        raised: the same with whole names in place of patterns.
 
     Raises:
         UsageError: an override cannot be read or names no node, or asks for what `bits` leaves out.
@@ -129,6 +133,15 @@ def layer_bits(program: Program, bits: Bits, overrides: Sequence[str], first_las
         for name in matching_nodes(program, pattern, "override"):
             why = f"override {text!r}"
             chosen[name] = Layer(wanted, why if wanted is not None else f"it is float by {why}")
+    names = {node.name for node in program.graph.nodes}
+    for text in raised:
+        name, wanted = parse_override(text)
+        if name not in names:
+            raise unknown("node", name, names, where=f" of raised {text!r}")
+        wanted = _complete(text, wanted, bits)
+        chosen[name] = Layer(
+            wanted, RAISED if wanted is not None else "it is float so that the output keeps its SQNR"
+        )
     return chosen
 
 

@@ -29,6 +29,8 @@ class Annotate(Pass):
         weights: scheme of weights, e.g. int8:channel or int4:tensor.
         activations: scheme of what layers multiply, e.g. uint8 or uint4.
         override: exceptions, GLOB=BITS or GLOB=float by node name or op type, e.g. layer1.*=w8a8.
+        raised: further exceptions, NAME=BITS or NAME=float with a node's whole name, which count before all others; what
+            min-sqnr found.
         first_last: the first and last layers get at least `8` bits, the `same` as the others, or stay `float`.
         elementwise: activations that only additions, concatenations or pooling read get `8` bits, or the `same` as the others.
         sides: what is quantized: `both`, or only the `weights` or the `activations`, to see what each of them costs.
@@ -42,6 +44,7 @@ class Annotate(Pass):
     weights: QuantScheme = QuantScheme.parse("int8:channel")
     activations: QuantScheme = QuantScheme.parse("uint8")
     override: tuple[str, ...] = ()
+    raised: tuple[str, ...] = ()
     first_last: Ends = "8"
     elementwise: Literal["8", "same"] = "8"
     sides: Sides = "both"
@@ -50,13 +53,13 @@ class Annotate(Pass):
     small: int = 2048
 
     def stored_bits(self) -> frozenset[int]:
-        return override_bits(self.override) | {self.weights.bits}
+        return override_bits((*self.override, *self.raised)) | {self.weights.bits}
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         ctx.target.check_weights(self.weights)
         activations = ctx.target.activation_scheme(self.activations)
         default = Bits(self.weights.bits, activations.bits)
-        layers = layer_bits(program, default, self.override, self.first_last)
+        layers = layer_bits(program, default, self.override, self.first_last, self.raised)
         for layer in layers.values():
             ctx.target.check_bits([layer.bits.weights, layer.bits.activations] if layer.bits else [])
         floats = {name: layer.why for name, layer in layers.items() if layer.bits is None}

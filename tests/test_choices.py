@@ -112,6 +112,29 @@ def test_further_points_that_cannot_be(choices: Choices, said: str) -> None:
         choices.resolve(has_data=True)
 
 
+@pytest.mark.parametrize(
+    ("choices", "has_data", "said"),
+    [
+        (
+            Choices(min_sqnr=20.0),
+            False,
+            "min-sqnr is measured on calibration samples; give some with --calib",
+        ),
+        (Choices(bits="w4", min_sqnr=20.0), True, "min-sqnr needs integer activations, as in --bits w4a8"),
+        (Choices(pipeline="fold-pad", min_sqnr=20.0), True, "the pipeline is 'fold-pad'"),
+        (Choices(min_sqnr=float("nan")), True, "min-sqnr is a number of dB, not nan"),
+        (
+            Choices(bits="w4a4", ranges="lapq", checkpoint="state.npz", min_sqnr=20.0),
+            True,
+            "a checkpoint keeps one search, and min-sqnr compiles several times",
+        ),
+    ],
+)
+def test_a_floor_that_cannot_be_kept_or_measured(choices: Choices, has_data: bool, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        choices.resolve(has_data)
+
+
 def test_options_of_the_search_and_lists_reach_their_passes() -> None:
     steps = Choices(
         bits="w4a4",

@@ -107,3 +107,20 @@ def test_overrides_that_name_nothing_or_contradict(parse_program: ParseProgram) 
         layer_bits(program, Bits(4, 4), ("heed=w8a8",), "8")
     with pytest.raises(UsageError, match="asks for integer activations where all others are float; write w8"):
         layer_bits(program, Bits(4), ("one=w8a8",), "8")
+
+
+def test_what_is_raised_goes_by_whole_names_and_counts_before_all(parse_program: ParseProgram) -> None:
+    program = parse_program(CHAIN, CHAIN_WEIGHTS)
+    next(n for n in program.graph.nodes if n.name == "one").name = "a/stem"
+    raised = ("stem=w8a8", "two=w6a8", "head=float")
+    layers = layer_bits(program, Bits(4, 4), ("two=w2a2", "head=w8a8"), "same", raised)
+    assert {name: layer.bits for name, layer in layers.items()} == {
+        "stem": Bits(8, 8),
+        "a/stem": Bits(4, 4),
+        "two": Bits(6, 8),
+        "head": None,
+    }
+    assert layers["two"].why == "raised"
+    assert "keeps its SQNR" in layers["head"].why
+    with pytest.raises(UsageError, match="unknown node 'tow' of raised 'tow=w8a8'; did you mean 'two'"):
+        layer_bits(program, Bits(4, 4), (), "same", ("tow=w8a8",))

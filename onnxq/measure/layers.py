@@ -27,7 +27,6 @@ from onnxq.target import Target
 SAMPLES = 64
 ALONE_SAMPLES = 32
 AT_ONCE = 8  # of them: a session keeps the memory of its largest run
-ALONE_SECONDS = 20.0
 PLAIN = {
     "session.disable_quant_qdq": "1"
 }  # else the runtime quantizes float layers behind a DequantizeLinear
@@ -64,7 +63,7 @@ class LayerNoise:
 def layer_noise(program: Program, compiled: ModelProto, ctx: Context) -> LayerNoise | None:
     """Both figures on calibration samples; None without samples or without quantized activations.
 
-    After `ALONE_SECONDS` no further layer is quantized alone.
+    After `ctx.alone_seconds` no further layer is quantized alone.
 
     Args:
         program: emitted, with its float `reference`.
@@ -83,7 +82,7 @@ def layer_noise(program: Program, compiled: ModelProto, ctx: Context) -> LayerNo
     session = make_session(model, threads=ctx.threads, provider=ctx.provider)
     wanted = [run(session, batch.feeds) for batch in batches]
     alone: dict[str, float | None] = {}
-    end = time.perf_counter() + ALONE_SECONDS
+    end = time.perf_counter() + ctx.alone_seconds
     for unit in layers:
         if time.perf_counter() > end:
             break

@@ -12,6 +12,7 @@ from onnxq.measure.coverage import Coverage
 from onnxq.measure.layers import LayerNoise
 from onnxq.measure.metrics import Accuracy
 from onnxq.measure.speed import Speed
+from onnxq.mixed_precision import Floor
 from onnxq.pipeline import Step
 
 
@@ -57,6 +58,7 @@ class Report:
         notes, warnings: sentences for the user.
         steps: the passes as they ran.
         deployed: losses of the emitted model, by the pass that asked for them.
+        floor: what it took to keep an SQNR; None where none was asked for.
     """
 
     model: str
@@ -79,6 +81,7 @@ class Report:
     deployed: Mapping[str, float] = field(default_factory=dict)
     accuracy: Accuracy | None = None
     layers: LayerNoise | None = None
+    floor: Floor | None = None
 
     @property
     def bits(self) -> dict[str, str]:
@@ -145,6 +148,7 @@ class Report:
                 "lapq": self.lapq,
                 "outputs": self.outputs,
                 "multipoint": self.multipoint,
+                "floor": self.floor.as_json() if self.floor else None,
                 "tensors": self.tensors,
                 "layers": self.layers.as_json() if self.layers else None,
                 "speed": self.speed.as_json() if self.speed else None,

@@ -66,6 +66,8 @@ def summary(report: Report) -> Table:
         agreement = "" if main.agreement is None else f", top-1 agreement {main.agreement:.1%}"
         where = "" if report.coverage else " in onnxruntime"
         table.add_row("quality", f"{_figure(main)}{agreement} ({samples} samples against float{where})")
+    if report.floor is not None:
+        table.add_row("floor", kept(report.floor.as_json()))
     if report.accuracy is not None:
         table.add_row("accuracy", Text(_accuracy(report.accuracy)))
     if report.lapq is not None:
@@ -99,6 +101,25 @@ def widths(bits: Mapping[str, str]) -> str:
         count = f"{len(whys)} layers" if not said else str(len(whys))
         said.append(f"{width} in {count}" + (f" ({reason})" if reason else ""))
     return ", ".join(said)
+
+
+def kept(floor: Mapping[str, Any]) -> str:
+    """What it took to keep an SQNR.
+
+    >>> tries = [{"sqnr_db": 13.2, "bytes": 9000}, {"sqnr_db": 25.4, "bytes": 12000}]
+    >>> kept({"min_sqnr_db": 25.0, "tries": tries, "raised": {"a": "w6a8", "b": "float"}})
+    '25 dB kept by more bits in 2 layers, 1 of them float (2 attempts, from 13.2 dB and 9 kB)'
+    >>> kept({"min_sqnr_db": 10.0, "tries": tries[:1], "raised": {}})
+    '10 dB kept without more bits'
+    """
+    start, widths = floor["tries"][0], list(floor["raised"].values())
+    if not widths:
+        return f"{floor['min_sqnr_db']:g} dB kept without more bits"
+    floats = f", {widths.count('float')} of them float" if "float" in widths else ""
+    origin = (
+        f"{len(floor['tries'])} attempts, from {start['sqnr_db']:.1f} dB and {human_bytes(start['bytes'])}"
+    )
+    return f"{floor['min_sqnr_db']:g} dB kept by more bits in {len(widths)} layers{floats} ({origin})"
 
 
 def _accuracy(found: Accuracy) -> str:

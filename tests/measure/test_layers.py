@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 from numpy.typing import NDArray
 
 import onnxq
+from onnxq import compiler
 from onnxq.data import input_specs, open_data
-from onnxq.measure import layers
 from onnxq.measure.layers import LayerNoise
+from onnxq.pipeline import Context
 
 MODELS = Path(__file__).parents[2] / "models"
 CNN, CALIB = MODELS / "digits_cnn.onnx", MODELS / "digits_calib.npz"
@@ -163,7 +165,7 @@ def test_padded_channels_are_cut_off_again(parse_model: ParseModel) -> None:
 
 
 def test_time_that_runs_out_leaves_layers_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "ALONE_SECONDS", -1.0)
+    monkeypatch.setattr(compiler, "Context", partial(Context, alone_seconds=-1.0))
     _, found = measured()
     assert found.alone == {}
     assert found.layers >= 17
