@@ -7,20 +7,12 @@ import sys
 from pathlib import Path
 
 SCRIPTS = (
-    *(
-        "int8.py",
-        "low_bits.py",
-        "lapq.py",
-        "search_cost.py",
-        "ablations.py",
-        "multipoint.py",
-        "joint_points.py",
-        "exactness.py",
-        "weight_only.py",
-        "portable.py",
-    ),
-    *("streaming.py", "memory.py", "saturation.py", "backend.py", "cluster.py", "decomposition.py"),
-    "peers/run.py",
+    *("int8.py", "low_bits.py", "mixed.py", "weight_only.py", "activations.py", "recurrent.py"),
+    *("lapq.py", "search_cost.py", "ablations.py", "matching.py"),
+    *("multipoint.py", "joint_points.py", "point_forms.py", "decomposition.py"),
+    *("exactness.py", "portable.py", "saturation.py", "backend.py"),
+    *("streaming.py", "memory.py", "cluster.py"),
+    *("peers/run.py", "peers/cost.py"),
     *("table.py", "figures.py"),
 )
 

@@ -218,6 +218,26 @@ def _worth(row: dict) -> str:
     return f"{100 * row['metric']:.1f}, {row['sqnr_db']:.1f} dB, {100 * row['agreement']:.1f} %"
 
 
+def mixed_table(results: dict) -> str:
+    """Layers of different widths that keep the SQNR of one width, beside that width."""
+    rows = ["| model | kB | at this width, all layers | kB | layers as they need |", "|---" * 5 + "|"]
+    for model, figures in results.items():
+        if model == "versions":
+            continue
+        for bits in (key for key in figures if not key.startswith("as ")):
+            uniform, mixed = figures[bits], figures[f"as {bits}"]
+            sizes = (f"{row['bytes'] / 1000:,.0f}" for row in (uniform, mixed))
+            cells = (_worth_kept(row) for row in (uniform, mixed))
+            rows.append(
+                f"| {model}, {bits} | {' | '.join(f'{size} | {cell}' for size, cell in zip(sizes, cells, strict=True))} |"
+            )
+    return "\n".join(rows)
+
+
+def _worth_kept(row: dict) -> str:
+    return f"{row['calib_sqnr_db']:.1f} dB; {_worth(row)}"
+
+
 def forms_table(results: dict) -> str:
     """Further points folded at load and computed row by row."""
     head = "| model | form | metric, SQNR, agreement | kB | time over plain, batch 1 | batch 32 |"
@@ -270,6 +290,7 @@ TABLES = (  # page, name of the mark, results, rows
     ("docs/multipoint.md", "table", "multipoint.json", points_table),
     ("docs/multipoint.md", "table", "point_forms.json", forms_table),
     ("docs/adr/0011-match-outputs-layer-by-layer.md", "table", "matching.json", matching_table),
+    ("docs/adr/0012-bits-follow-the-noise-of-single-layers.md", "table", "mixed.json", mixed_table),
     ("docs/multipoint.md", "table", "decomposition.json", sums_table),
     (BENCHMARKS, "table", "peers.json", peers.summary),
     (BENCHMARKS, "behind", "peers.json", peers.behind),

@@ -133,7 +133,7 @@ def attempt(job: Job, steps: Pipeline, ctx: Context, clock: Clock, *, speed: boo
     for step in ran:
         clock.add(step.name, step.seconds)
     with clock.stage("emit"):
-        table = _table(job, program, ctx.samples)
+        table = _table(job, program, ctx)
         model = program.to_model()
         slim(model, job.original.typed, job.prepared)
         stamp(model, str(_reproducible(steps)), ctx.seed, table)
@@ -161,12 +161,12 @@ def slim(compiled: onnx.ModelProto, typed: Collection[str], prepared: onnx.Model
             node.ClearField("name")
 
 
-def _table(job: Job, program: Program, samples: int) -> CalibrationTable | None:
+def _table(job: Job, program: Program, ctx: Context) -> CalibrationTable | None:
     if not program.statistics:
         return None
-    if job.data is None:
+    if ctx.data is None:
         return job.table
-    count = job.data.count()
-    used = samples if count is None else min(count, samples)
+    count = ctx.data.count()
+    used = ctx.samples if count is None else min(count, ctx.samples)
     assert job.original.digest is not None
-    return CalibrationTable(job.original.digest, job.data.digest(samples), used, dict(program.statistics))
+    return CalibrationTable(job.original.digest, ctx.data.digest(ctx.samples), used, dict(program.statistics))

@@ -57,7 +57,7 @@ def allocate(
     if total <= 0.0:
         return {}
     scale = noise / total
-    floats = _floats(layers, min(scale, 1.0), allowed)
+    floats = _floats(layers, scale, allowed)
     others = {name: layer for name, layer in layers.items() if name not in floats}
     bits = {name: layer.bits for name, layer in others.items()}
     parts = {name: layer.noise * scale for name, layer in others.items()}
@@ -78,8 +78,13 @@ def allocate(
 
 
 def _floats(layers: Mapping[str, NoisyLayer], scale: float, allowed: float) -> list[str]:
-    """The noisiest layers, as long as 8 bits for all others would leave too much noise."""
-    least = {name: layer.noise * scale / FALLS ** _missing(layer.bits) for name, layer in layers.items()}
+    """The noisiest layers, as long as 8 bits for all others would leave too much noise.
+
+    Layers of few bits may do each other more harm than their sum. That says nothing of them at 8 bits.
+    """
+    narrow = any(_missing(layer.bits) for layer in layers.values())
+    factor = min(scale, 1.0) if narrow else scale
+    least = {name: layer.noise * factor / FALLS ** _missing(layer.bits) for name, layer in layers.items()}
     left, found = sum(least.values()), []
     for name in sorted(least, key=lambda name: -least[name]):
         if left <= allowed or least[name] <= 0.0:

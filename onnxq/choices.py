@@ -39,7 +39,8 @@ class Choices:
         weights: scheme of weights, e.g. int4:channel.
         activations: scheme of activations, e.g. uint4, or `float`.
         override: exceptions, GLOB=BITS or GLOB=float.
-        first_last: width of the first and last layers: `same`, `8` or `float`.
+        first_last: width of the first and last layers: `same`, `8` or `float`; None for `8`, or `same` where min_sqnr finds those
+            that need more.
         elementwise: width of activations that no layer multiplies: `8` or `same`.
         ranges: range method of activations, or `lapq` to search all steps together by the network's loss.
         loss, search_budget, checkpoint, cluster: of that search.
@@ -102,7 +103,7 @@ class Choices:
             "cluster": self.cluster,
             "correction": self.bias_correction,
             "override": tuple(self.override),
-            "first_last": self.first_last,
+            "first_last": self._first_last(),
             "elementwise": self.elementwise,
             "skip": tuple(self.skip),
             "share": self.multipoint,
@@ -174,6 +175,11 @@ class Choices:
         if self.is_weight_only(bits) and any("activations" in p.options() for p in steps.passes):
             raise UsageError(f"activations are to stay float, and the pipeline '{steps}' quantizes them")
         return steps
+
+    def _first_last(self) -> str | None:
+        if self.first_last is None and self.min_sqnr is not None and self.pipeline is None:
+            return "same"
+        return self.first_last
 
     def _check_points(self, bits: Bits | None, has_data: bool) -> None:
         """Refuse further points that nothing could come of."""

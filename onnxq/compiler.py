@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,7 +114,8 @@ def compile_model(
         bits: widths of weights and activations, e.g. w8a8, w4a8, w4a4; w4 leaves activations in float. It refines the preset.
         weights, activations: schemes such as int4:channel and uint8 (or `float`), which refine `bits`.
         override: exceptions by node name or op type, e.g. layer1.*=w8a8 or head=float.
-        first_last: width of the first and last layers: 8 (the default) for at least 8 bits, same, or float.
+        first_last: width of the first and last layers: 8 for at least 8 bits (the default without `min_sqnr`), same (with it), or
+            float.
         elementwise: width of activations that only additions, concatenations or pooling read: 8 (the default) or same.
         ranges: range method of activations: minmax, percentile, mse, entropy, aciq; or lapq, which searches all steps together by
             the network's loss; None for the pipeline's own.
@@ -235,9 +235,9 @@ def compile_chosen(
     metric = _metric(metric, test)
     has_data = calibration is not None or load_calibration is not None
     steps = choices.resolve(has_data)
-    if choices.min_sqnr is not None and calibration is None:
+    if choices.min_sqnr is not None and load_calibration is not None:
         raise UsageError(
-            "min-sqnr is measured on calibration samples, which a table does not hold; give some with --calib"
+            "min-sqnr holds samples back, which a table of statistics has seen; give samples with --calib alone"
         )
     warnings: list[str] = []
     with clock.stage("load"):
@@ -253,10 +253,8 @@ def compile_chosen(
     if choices.min_sqnr is None:
         made = attempt(job, steps, context, clock, speed=speed)
     else:
-        measuring = replace(context, layers=True, alone_seconds=math.inf)
-        made, floor = keep_floor(
-            partial(attempt, job, clock=clock, speed=speed), steps, measuring, choices.min_sqnr
-        )
+        run = partial(attempt, job, clock=clock, speed=speed)
+        made, floor = keep_floor(run, steps, context, choices.min_sqnr)
     compiled, table, verification = made.model, made.table, made.verification
     with clock.stage("evaluate"):
         accuracy = Accuracy.of(before, _evaluate(compiled, tests, metric, context), tests)

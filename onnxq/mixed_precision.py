@@ -2,16 +2,20 @@
 
 Each attempt is compiled and measured as it will be deployed. While it falls short, `onnxq.bit_allocation` says from the noise of
 each layer alone which of them need more bits, and the next attempt aims a little higher than the one before.
+
+A quarter of the samples is held back from the attempts to measure them by: rounding fits what it sees, with few bits all the
+more, and the layers that fit best would seem to need the fewest. With the widths found, all samples make the result.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from onnxq.bit_allocation import Allocation, NoisyLayer, allocate
+from onnxq.data import Part
 from onnxq.errors import ModelError, UsageError
 from onnxq.pipeline import Context, Pipeline
 from onnxq.precision import Bits, parse_override
@@ -26,6 +30,8 @@ OPTION = "raised"  # of the pass that takes what is found
 FIRST_MARGIN_DB = (
     0.25  # that the second correction aims above what is asked for; each further one twice as much
 )
+HELD_BACK = 4  # one sample in so many
+LEAST_SAMPLES = 16  # of which some can be spared
 MOST_DB = 60.0  # of noise above the signal, of an output that holds NaN or infinity too
 
 
@@ -34,7 +40,7 @@ class Try:
     """What one attempt came to.
 
     Attributes:
-        sqnr_db: of the network's first output; None without noise.
+        sqnr_db: of the network's first output on samples held back; None without noise.
         bytes: of the file.
     """
 
@@ -86,33 +92,71 @@ def check_floor(steps: Pipeline, min_sqnr: float, *, has_data: bool, checkpoint:
 def keep_floor(
     make: Callable[[Pipeline, Context], Attempt], steps: Pipeline, ctx: Context, min_sqnr: float
 ) -> tuple[Attempt, Floor]:
-    """The first attempt whose output keeps the floor.
+    """A compile whose output keeps the floor.
 
     Args:
         make: runs a pipeline.
         steps: the pipeline as it was asked for.
-        ctx: of all attempts; layers are measured.
+        ctx: of the result; there are calibration samples.
         min_sqnr: of the network's first output, dB.
 
     Raises:
         ModelError: the output does not keep it whatever layers are raised, or cannot be measured.
+        DataError: the samples cannot be read.
     """
+    trial = _trial(ctx)
     raised: Allocation = {}
     tries: list[Try] = []
     while True:
-        made = make(steps.with_option(OPTION, _texts(raised)) if raised else steps, _counted(ctx, len(tries)))
+        chosen = steps.with_option(OPTION, _texts(raised)) if raised else steps
+        made = make(chosen, _named(trial, f"attempt {len(tries) + 1}"))
         reached = _sqnr_db(made)
         tries.append(Try(reached, made.size))
-        if reached is None or reached >= min_sqnr:
-            return made, Floor(min_sqnr, tries, raised)
+        if _keeps(reached, min_sqnr):
+            done = make(chosen, ctx)
+            if reached is None or _keeps(_sqnr_db(done), min_sqnr):
+                return done, Floor(min_sqnr, tries, raised)
+        assert reached is not None
         margin = FIRST_MARGIN_DB * (2 ** (len(tries) - 1) - 1)
-        fixed = _fixed(made)
-        found = allocate(_layers(made, fixed), _power(reached), _power(min_sqnr + margin), ctx.target.packed)
-        more = raised | _by_reader(made.program, found)
+        more = _raised_further(
+            made, raised, max(min_sqnr + margin, reached + FIRST_MARGIN_DB), ctx.target.packed
+        )
         if more == raised:
-            raise ModelError(_out_of_reach(reached, min_sqnr, bool(fixed)))
+            raise ModelError(_out_of_reach(reached, min_sqnr, bool(_fixed(made))))
         raised = more
         del made  # before the next one takes as much memory
+
+
+def _trial(ctx: Context) -> Context:
+    """The context of attempts: layers are measured, on samples held back where there are enough."""
+    assert ctx.data is not None
+    measuring = replace(ctx, layers=True, alone_seconds=math.inf)
+    count = ctx.data.count()
+    if count is not None and min(count, ctx.samples) < LEAST_SAMPLES * ctx.data.least:
+        return measuring
+    seen, held = (Part(ctx.data, ctx.samples, HELD_BACK, held=held) for held in (False, True))
+    return replace(measuring, data=seen, held=held)
+
+
+def _named(ctx: Context, name: str) -> Context:
+    """A context whose progress says what it is of."""
+    return replace(ctx, progress=lambda label, *counts: ctx.progress(f"{name}: {label}", *counts))
+
+
+def _keeps(reached: float | None, min_sqnr: float) -> bool:
+    return reached is None or reached >= min_sqnr
+
+
+def _raised_further(made: Attempt, raised: Allocation, aim: float, packed: Collection[int]) -> Allocation:
+    """What is raised already and what needs to be for an SQNR of `aim` dB; the same where nothing is left to raise."""
+    layers, reached = _layers(made, _fixed(made)), _sqnr_db(made)
+    assert reached is not None
+    return raised | _by_reader(made.program, allocate(layers, _power(reached), _power(aim), packed))
+
+
+def _out_of_reach(reached: float, min_sqnr: float, has_fixed: bool) -> str:
+    layers = "every layer that no override fixes" if has_fixed else "every layer"
+    return f"the output keeps {reached:.1f} dB with {layers} in float that adds noise, less than min-sqnr={min_sqnr:g}"
 
 
 def _fixed(made: Attempt) -> set[str]:
@@ -155,7 +199,7 @@ def _by_reader(program: Program, found: Allocation) -> Allocation:
             wanted[group] = max(wanted.get(group, 0), bits.activations or BYTE)
     asked: Allocation = {name: None for name, bits in found.items() if bits is None}
     for unit in program.units.values():
-        if unit.moves_codes or unit.name in asked:
+        if unit.is_layout or unit.name in asked:
             continue
         decisions = [program.plan[tensor] for tensor in unit.multiplied if tensor in program.plan]
         now = min((d.scheme.bits for d in decisions), default=BYTE)
@@ -179,7 +223,7 @@ def _readers(program: Program) -> dict[str, list[Unit]]:
     """The units that multiply a tensor of each group."""
     found: dict[str, list[Unit]] = {}
     for unit in program.units.values():
-        for tensor in unit.multiplied if not unit.moves_codes else ():
+        for tensor in unit.multiplied if not unit.is_layout else ():
             if tensor in program.plan:
                 found.setdefault(program.plan[tensor].group, []).append(unit)
     return found
@@ -195,18 +239,6 @@ def _sqnr_db(made: Attempt) -> float | None:
 def _power(sqnr_db: float) -> float:
     """Of noise, against the signal."""
     return float(10.0 ** (-max(sqnr_db, -MOST_DB) / 10.0))
-
-
-def _counted(ctx: Context, done: int) -> Context:
-    """A context whose progress says which attempt it is of; the first one, which may do, says nothing."""
-    if not done:
-        return ctx
-    return replace(ctx, progress=lambda label, *counts: ctx.progress(f"attempt {done + 1}: {label}", *counts))
-
-
-def _out_of_reach(reached: float, min_sqnr: float, has_fixed: bool) -> str:
-    layers = "every layer that no override fixes" if has_fixed else "every layer"
-    return f"the output keeps {reached:.1f} dB with {layers} in float that adds noise, less than min-sqnr={min_sqnr:g}"
 
 
 def _texts(raised: Mapping[str, Bits | None]) -> tuple[str, ...]:

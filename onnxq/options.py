@@ -216,7 +216,7 @@ Override = Annotated[
 FirstLast = Annotated[
     str | None,
     option(
-        "First and last layers: 8 for at least 8 bits, same as the others, or float (8).",
+        "First and last layers: 8 for at least 8 bits, same as the others, or float (8, with --min-sqnr same).",
         metavar="8|same|float",
         panel=QUANTIZATION,
     ),

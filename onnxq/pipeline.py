@@ -58,6 +58,7 @@ class Context:
         warn: called with one sentence for the user.
         layers: whether the noise of each layer will be measured, for which the float model is kept.
         alone_seconds: time for that of layers alone, after which no further one is measured.
+        held: samples that passes do not see, to judge the result by; None to judge it by the calibration samples.
     """
 
     data: Dataset | None = None
@@ -70,6 +71,12 @@ class Context:
     warn: Callable[[str], None] = lambda sentence: None
     layers: bool = False
     alone_seconds: float = 20.0
+    held: Dataset | None = None
+
+    @property
+    def judged(self) -> Dataset | None:
+        """The samples that tell how good a result is."""
+        return self.data if self.held is None else self.held
 
     def rng(self) -> np.random.Generator:
         """A fresh generator from the seed."""

@@ -93,11 +93,11 @@ def _verify_unrun(
 
 
 def _difference(reference: onnx.ModelProto, session: ort.InferenceSession, ctx: Context) -> Difference | None:
-    if ctx.data is None:
+    if ctx.judged is None:
         return None
-    limit = max(min(COMPARED, ctx.samples), ctx.data.least)
+    limit = max(min(COMPARED, ctx.samples), ctx.judged.least)
     float_session = make_session(reference, threads=ctx.threads, provider=ctx.provider)
-    return compare_sessions(float_session, session, ctx.data, limit=limit, batch=AT_ONCE)
+    return compare_sessions(float_session, session, ctx.judged, limit=limit, batch=AT_ONCE)
 
 
 def _macs(model: onnx.ModelProto, feeds: Mapping[str, Any] | None, sample: Batch | None) -> dict[str, int]:

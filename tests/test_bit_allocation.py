@@ -86,10 +86,17 @@ def test_a_layer_that_8_bits_would_help_is_not_float() -> None:
     assert allocate(layers, 1.1e-2, 5e-4, PACKED) == {"byte": None, "narrow": Bits(7, 8)}
 
 
-def test_noise_that_single_layers_overstate_makes_none_float() -> None:
+def test_harm_that_narrow_layers_do_each_other_makes_none_float() -> None:
     """Noise of all layers together that is far above the sum of single ones says nothing about those of 8 bits."""
     layers = {"narrow": NoisyLayer(1e-2, Bits(2, 8), LARGE), "byte": NoisyLayer(1e-4, Bits(8, 8), LARGE)}
     assert None not in allocate(layers, 1.0, 5e-4, PACKED).values()
+
+
+def test_noise_of_8_bits_that_is_more_than_the_sum_is_believed() -> None:
+    layers = {
+        name: NoisyLayer(noise, Bits(8, 8), LARGE) for name, noise in (("a", 1e-3), ("b", 2e-3), ("c", 4e-3))
+    }
+    assert allocate(layers, 14e-3, 7e-3, PACKED) == {"c": None}
 
 
 def test_no_noise_no_bits() -> None:

@@ -135,6 +135,19 @@ def test_a_floor_that_cannot_be_kept_or_measured(choices: Choices, has_data: boo
         choices.resolve(has_data)
 
 
+@pytest.mark.parametrize(
+    ("choices", "expected"),
+    [
+        (Choices(bits="w3a8"), "8"),
+        (Choices(bits="w3a8", min_sqnr=20.0), "same"),
+        (Choices(bits="w3a8", min_sqnr=20.0, first_last="8"), "8"),
+        (Choices(pipeline="annotate", min_sqnr=20.0), "8"),
+    ],
+)
+def test_a_floor_finds_itself_which_ends_need_8_bits(choices: Choices, expected: str) -> None:
+    assert options(choices.resolve(True), "annotate")["first_last"] == expected
+
+
 def test_options_of_the_search_and_lists_reach_their_passes() -> None:
     steps = Choices(
         bits="w4a4",

@@ -77,12 +77,12 @@ def test_the_output_keeps_the_floor_in_fewer_bytes_than_8_bits_take() -> None:
     assert sizes[1] < 0.8 * sizes[2]
     found = floor(kept)
     assert [t.bytes for t in found.tries] == sorted(t.bytes for t in found.tries)
-    assert found.tries[0].bytes == pytest.approx(sizes[0], abs=200)
+    assert found.tries[0].bytes == pytest.approx(sizes[0], rel=0.02)  # but for its first and last layers
     assert 1 < len(found.tries) < 6
 
 
 def test_a_floor_that_is_kept_anyway_changes_nothing() -> None:
-    plain, kept = (compiled(CNN, CALIB, **o) for o in ({}, {"min_sqnr": 20.0}))
+    plain, kept = (compiled(CNN, CALIB, first_last="8", **o) for o in ({}, {"min_sqnr": 20.0}))
     assert kept.model.SerializeToString() == plain.model.SerializeToString()
     assert len(floor(kept).tries) == 1
     assert not floor(kept).raised
@@ -150,7 +150,7 @@ def test_a_floor_out_of_reach_is_an_error_and_leaves_the_file(
 def test_a_table_of_statistics_does_not_replace_samples(tmp_path: Path) -> None:
     table = tmp_path / "table.npz"
     compiled(CNN, CALIB, save_calibration=table)
-    with pytest.raises(UsageError, match="which a table does not hold; give some with --calib"):
+    with pytest.raises(UsageError, match="holds samples back, which a table of statistics has seen"):
         compiled(CNN, None, load_calibration=table, min_sqnr=20.0)
 
 

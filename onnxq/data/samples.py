@@ -74,7 +74,7 @@ class SampleDataset(Dataset):
                 rows = (
                     np.arange(start, min(start + step, used), dtype=np.int64) * total // wanted
                 )  # evenly spaced
-                pieces = _joined(take(rows))
+                pieces = joined(take(rows))
                 if self._fixed and len(pieces) > 1:
                     raise DataError(
                         f"{self.where}: samples {rows[0]} to {rows[-1]} have different shapes, "
@@ -90,7 +90,7 @@ class SampleDataset(Dataset):
         return (f"{self.where}: {left}, as the model takes batches of exactly {self._fixed}",)
 
 
-def _joined(pieces: list[Batch]) -> list[Batch]:
+def joined(pieces: list[Batch]) -> list[Batch]:
     """Put runs of pieces together whose samples have the same shapes."""
     runs: list[list[Batch]] = []
     for piece in pieces:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from onnxq.measure.compare import Difference, run
 from onnxq.model.session import make_session
 from onnxq.pipeline import Context
 from onnxq.program import Program, Unit
+from onnxq.rules import WEIGHTED
 from onnxq.target import Target
 
 SAMPLES = 64
@@ -61,7 +62,7 @@ class LayerNoise:
 
 
 def layer_noise(program: Program, compiled: ModelProto, ctx: Context) -> LayerNoise | None:
-    """Both figures on calibration samples; None without samples or without quantized activations.
+    """Both figures on the samples that tell how good a result is; None without samples or without quantized activations.
 
     After `ctx.alone_seconds` no further layer is quantized alone.
 
@@ -74,9 +75,10 @@ def layer_noise(program: Program, compiled: ModelProto, ctx: Context) -> LayerNo
         ModelError: a model cannot be run.
         DataError: the samples cannot be read.
     """
+    ctx = replace(ctx, data=ctx.judged)
     if program.reference is None or ctx.data is None:
         return None
-    layers = [u for u in program.reference.units.values() if not u.moves_codes]
+    layers = [u for u in program.reference.units.values() if not u.is_layout]
     batches = list(ctx.data.batches(AT_ONCE, max(min(ALONE_SAMPLES, ctx.samples), ctx.data.least)))
     model = program.reference.to_model()
     session = make_session(model, threads=ctx.threads, provider=ctx.provider)
@@ -150,8 +152,9 @@ def quantized_alone(model: ModelProto, program: Program, unit: Unit, target: Tar
     plan, biases = program.plan | program.reference.plan, program.biases | program.reference.biases
     decision = plan.get(weight) if weight is not None else None
     if decision is not None and decision.codes is not None and program.sides != "activations":
-        kept = tuple(slice(size) for size in node.inputs[1].shape)  # without channels that were padded
-        node.inputs[1] = constant(names, f"{weight}_rounded", decision.values[kept])
+        place = WEIGHTED[node.op]
+        kept = tuple(slice(size) for size in node.inputs[place].shape)  # without channels that were padded
+        node.inputs[place] = constant(names, f"{weight}_rounded", decision.values[kept])
     if unit.name in biases:
         set_bias(view, names, nodes, unit, biases[unit.name])
     if program.sides == "weights":

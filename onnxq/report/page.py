@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined, Template, UndefinedError
 
 from onnxq.errors import DataError
 from onnxq.report.figures import convergence, distribution, error_by_budget, noise_by_layer, norm_losses
-from onnxq.report.terminal import SHARES, human_bytes, matching, metric_value
+from onnxq.report.terminal import SHARES, human_bytes, kept, matching, metric_value
 
 NEEDED = (
     "model",
@@ -33,6 +33,7 @@ OPTIONAL: dict[str, Any] = {
     "lapq": None,
     "multipoint": None,
     "outputs": None,
+    "floor": None,
     "bits": {},
     "kernels": {},
     "tensors": [],
@@ -65,6 +66,7 @@ def page(report: Json) -> str:
             noise=noise_by_layer(report["tensors"], (report["layers"] or {}).get("deployed_db") or {}),
             alone=_alone(report["layers"]),
             matching=matching(report["outputs"]) if report["outputs"] else "",
+            kept=kept(report["floor"]) if report["floor"] else "",
             norm=norm_losses(report["lapq"] or {}),
             search=convergence(report["lapq"] or {}),
             points=error_by_budget(report["multipoint"] or {}),

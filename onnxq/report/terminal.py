@@ -104,22 +104,29 @@ def widths(bits: Mapping[str, str]) -> str:
 
 
 def kept(floor: Mapping[str, Any]) -> str:
-    """What it took to keep an SQNR.
+    """What it took to keep an SQNR, attempt by attempt.
 
     >>> tries = [{"sqnr_db": 13.2, "bytes": 9000}, {"sqnr_db": 25.4, "bytes": 12000}]
     >>> kept({"min_sqnr_db": 25.0, "tries": tries, "raised": {"a": "w6a8", "b": "float"}})
-    '25 dB kept by more bits in 2 layers, 1 of them float (2 attempts, from 13.2 dB and 9 kB)'
+    '25 dB kept by more bits in 1 layer and 1 layer in float (13.2 dB in 9 kB, 25.4 dB in 12 kB)'
     >>> kept({"min_sqnr_db": 10.0, "tries": tries[:1], "raised": {}})
     '10 dB kept without more bits'
     """
-    start, widths = floor["tries"][0], list(floor["raised"].values())
-    if not widths:
-        return f"{floor['min_sqnr_db']:g} dB kept without more bits"
-    floats = f", {widths.count('float')} of them float" if "float" in widths else ""
-    origin = (
-        f"{len(floor['tries'])} attempts, from {start['sqnr_db']:.1f} dB and {human_bytes(start['bytes'])}"
-    )
-    return f"{floor['min_sqnr_db']:g} dB kept by more bits in {len(widths)} layers{floats} ({origin})"
+    wanted, widths = f"{floor['min_sqnr_db']:g} dB kept", list(floor["raised"].values())
+    floats = widths.count("float")
+    more = len(widths) - floats
+    parts = [f"more bits in {_layers(more)}"] if more else []
+    parts += [f"{_layers(floats)} in float"] if floats else []
+    tries = ", ".join(f"{_db(t['sqnr_db'])} in {human_bytes(t['bytes'])}" for t in floor["tries"])
+    return f"{wanted} by {' and '.join(parts)} ({tries})" if parts else f"{wanted} without more bits"
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer{'' if count == 1 else 's'}"
+
+
+def _db(value: float | None) -> str:
+    return "none" if value is None or not math.isfinite(value) else f"{value:.1f} dB"
 
 
 def _accuracy(found: Accuracy) -> str:

@@ -51,6 +51,12 @@ MULTIPOINT = {
     ],
 }
 
+FLOOR = {
+    "min_sqnr_db": 20.0,
+    "tries": [{"sqnr_db": None, "bytes": 90_000}, {"sqnr_db": 21.34, "bytes": 120_000}],
+    "raised": {"stage1.conv": "w6a8"},
+}
+
 
 class Reader(HTMLParser):
     """Tags must nest; ids, texts, and what would be fetched are kept."""
@@ -106,7 +112,7 @@ def full() -> dict[str, Any]:
         threads=1,
     )
     found: dict[str, Any] = json.loads(json.dumps(done.report.as_json()))
-    return {**found, "multipoint": MULTIPOINT}
+    return {**found, "multipoint": MULTIPOINT, "floor": FLOOR}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -126,6 +132,12 @@ def test_every_section_that_has_figures_is_there(full: dict[str, Any]) -> None:
         *("reasons", "figures", "noise", "norm", "search", "points"),
         *("layers", "tensors", "multipoint", "passes", "provenance"),
     }
+
+
+def test_a_floor_is_told_attempt_by_attempt(full: dict[str, Any]) -> None:
+    said = "Floor: 20 dB kept by more bits in 1 layer (none in 90 kB, 21.3 dB in 120 kB)."
+    assert said in read(page(full)).texts
+    assert "Floor" not in page({**full, "floor": None})
 
 
 @pytest.mark.parametrize(
@@ -286,7 +298,20 @@ def test_what_is_no_report_is_refused(tmp_path: Path, content: bytes, said: str)
 
 
 @pytest.mark.parametrize(
-    "key", ["nodes", "size", "quality", "passes", "seconds", "tensors", "lapq", "output", "outputs", "layers"]
+    "key",
+    [
+        "nodes",
+        "size",
+        "quality",
+        "passes",
+        "seconds",
+        "tensors",
+        "lapq",
+        "output",
+        "outputs",
+        "floor",
+        "layers",
+    ],
 )
 def test_a_damaged_report_is_one_sentence(full: dict[str, Any], key: str) -> None:
     for value in (7, "text", [1]):
