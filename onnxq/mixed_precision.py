@@ -10,7 +10,7 @@ more, and the layers that fit best would seem to need the fewest. With the width
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -118,9 +118,9 @@ def keep_floor(
                 return done, Floor(min_sqnr, tries, raised)
         assert reached is not None
         margin = FIRST_MARGIN_DB * (2 ** (len(tries) - 1) - 1)
-        more = _raised_further(
-            made, raised, max(min_sqnr + margin, reached + FIRST_MARGIN_DB), ctx.target.packed
-        )
+        aim = max(min_sqnr + margin, reached + FIRST_MARGIN_DB)
+        found = allocate(_layers(made, _fixed(made)), _power(reached), _power(aim), ctx.target.packed)
+        more = raised | _by_reader(made.program, found)
         if more == raised:
             raise ModelError(_out_of_reach(reached, min_sqnr, bool(_fixed(made))))
         raised = more
@@ -145,13 +145,6 @@ def _named(ctx: Context, name: str) -> Context:
 
 def _keeps(reached: float | None, min_sqnr: float) -> bool:
     return reached is None or reached >= min_sqnr
-
-
-def _raised_further(made: Attempt, raised: Allocation, aim: float, packed: Collection[int]) -> Allocation:
-    """What is raised already and what needs to be for an SQNR of `aim` dB; the same where nothing is left to raise."""
-    layers, reached = _layers(made, _fixed(made)), _sqnr_db(made)
-    assert reached is not None
-    return raised | _by_reader(made.program, allocate(layers, _power(reached), _power(aim), packed))
 
 
 def _out_of_reach(reached: float, min_sqnr: float, has_fixed: bool) -> str:

@@ -62,6 +62,14 @@ def test_few_bytes_buy_what_is_allowed(seed: int, ratio: float) -> None:
     assert size(layers, found) <= least + last
 
 
+def test_a_bit_goes_where_it_takes_fewest_bytes() -> None:
+    layers = {
+        "small": NoisyLayer(1e-3, Bits(4, 8), LARGE // 10),
+        "large": NoisyLayer(1.5e-3, Bits(4, 8), LARGE),
+    }
+    assert allocate(layers, 2.5e-3, 1.8e-3, PACKED) == {"small": Bits(5, 8)}
+
+
 def test_small_layers_take_the_bits_that_cost_nothing() -> None:
     """Codes of 5 to 8 bits of a small layer are stored alike."""
     layers = {"small": NoisyLayer(1e-3, Bits(4, 8), 500), "large": NoisyLayer(1e-5, Bits(4, 8), LARGE)}

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 import onnxq
+from onnxq import mixed_precision
 from onnxq.commands.checks import check_files
 from onnxq.errors import ModelError, UsageError
 from onnxq.mixed_precision import Floor
@@ -152,6 +153,31 @@ def test_a_table_of_statistics_does_not_replace_samples(tmp_path: Path) -> None:
     compiled(CNN, CALIB, save_calibration=table)
     with pytest.raises(UsageError, match="holds samples back, which a table of statistics has seen"):
         compiled(CNN, None, load_calibration=table, min_sqnr=20.0)
+
+
+def test_a_result_that_falls_short_of_its_attempt_is_raised_further(
+    parse_model: ParseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first attempt keeps the floor on samples held back, and what all samples make of it does not."""
+    measured = iter([21.0, 19.0, 22.0, 20.5])
+    monkeypatch.setattr(mixed_precision, "_sqnr_db", lambda made: next(measured))
+    model, x = chain(parse_model), normal(64, 8, 6, 6)
+    kept = compiled(model, x, bits="w3a8", min_sqnr=20.0)
+    assert [t.sqnr_db for t in floor(kept).tries] == [21.0, 22.0]
+    assert floor(kept).raised
+
+
+def test_attempts_are_judged_by_samples_that_they_do_not_see(parse_model: ParseModel) -> None:
+    """Every fourth sample is held back. Where these do not fit into ranges of the others, attempts are worse than the result."""
+    x = normal(64, 8, 6, 6)
+    x[::4] *= 2.0
+    kept = compiled(chain(parse_model), x, min_sqnr=5.0)
+    (attempt,), difference = floor(kept).tries, kept.report.difference
+    assert difference is not None
+    assert difference.main is not None
+    assert attempt.sqnr_db is not None
+    assert difference.main.sqnr_db is not None
+    assert attempt.sqnr_db < difference.main.sqnr_db - 5.0
 
 
 def test_progress_says_which_attempt_it_is_of(parse_model: ParseModel) -> None:
