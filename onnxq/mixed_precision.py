@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 OPTION = "raised"  # of the pass that takes what is found
 FIRST_MARGIN_DB = (
-    0.25  # that the second correction aims above what is asked for; each further one twice as much
+    0.25  # that a correction aims above the floor if the one before fell short; twice as much each time
 )
 HELD_BACK = 4  # one sample in so many
-LEAST_SAMPLES = 16  # of which some can be spared
+FEW = 16  # samples of which none can be spared
 MOST_DB = 60.0  # of noise above the signal, of an output that holds NaN or infinity too
 
 
@@ -131,8 +131,7 @@ def _trial(ctx: Context) -> Context:
     """The context of attempts: layers are measured, on samples held back where there are enough."""
     assert ctx.data is not None
     measuring = replace(ctx, layers=True, alone_seconds=math.inf)
-    count = ctx.data.count()
-    if count is not None and min(count, ctx.samples) < LEAST_SAMPLES * ctx.data.least:
+    if sum(1 for _ in ctx.data.batches(1, min(ctx.samples, FEW * ctx.data.least))) < FEW:
         return measuring
     seen, held = (Part(ctx.data, ctx.samples, HELD_BACK, held=held) for held in (False, True))
     return replace(measuring, data=seen, held=held)

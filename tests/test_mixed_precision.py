@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,28 @@ def test_what_an_override_says_stays(parse_model: ParseModel) -> None:
     kept = compiled(model, x, override=["two=w3a8"], **options)
     assert widths(kept)["two"] == "w3a8"
     assert "two" not in floor(kept).raised
+
+
+def test_activations_that_an_override_narrows_stay(parse_model: ParseModel) -> None:
+    """Layers that read them widen them in other cases."""
+    model, x = chain(parse_model), normal(64, 8, 6, 6)
+    kept = compiled(model, x, bits="w8a2", override=["two=w8a2"], min_sqnr=16.0)
+    assert floor(kept).raised
+    assert "two" not in floor(kept).raised
+    assert widths(kept)["two"] == "w8a2"
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_few_samples_are_not_held_back(parse_model: ParseModel, count: int) -> None:
+    def source() -> Iterator[dict[str, Any]]:
+        for i in range(count):
+            yield {"x": normal(1, 8, 6, 6, seed=i)}
+
+    kept = compiled(chain(parse_model), source, min_sqnr=20.0)
+    (attempt,), difference = floor(kept).tries, kept.report.difference
+    assert difference is not None
+    assert difference.main is not None
+    assert attempt.sqnr_db == difference.main.sqnr_db
 
 
 def test_a_floor_out_of_reach_is_an_error_and_leaves_the_file(

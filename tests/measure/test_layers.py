@@ -190,3 +190,19 @@ def test_a_layer_alone_does_not_make_up_for_the_noise_of_others() -> None:
     assert done.report.outputs is not None
     assert done.report.outputs["matched"]
     assert found.alone == unmatched.alone
+
+
+def test_a_table_alone_is_looked_up_as_codes(parse_model: ParseModel) -> None:
+    rng = np.random.default_rng(3)
+    table, w = rng.normal(size=(500, 16)).astype(np.float32), rng.normal(size=(16, 8)).astype(np.float32)
+    model = parse_model(
+        "g (int64[N,4] ids) => (float[N,4,8] y) { [lookup] e = Gather(table, ids) [head] y = MatMul(e, w) }",
+        {"table": table, "w": w},
+    )
+    ids = rng.integers(0, 500, (32, 4))
+    pipeline = "annotate:small=0 calibrate choose-ranges quantize-weights emit-qdq"
+    done = onnxq.compile_model(model, {"ids": ids}, pipeline=pipeline, layers=True, threads=1, speed=False)
+    assert done.report.layers is not None
+    found = inner(done.model, "e", {"ids": ids})
+    expected = sqnr(table[ids] @ w, found @ w)
+    assert done.report.layers.alone["lookup"] == pytest.approx(expected, abs=0.01)
