@@ -128,9 +128,9 @@ def keep_floor(
 
 
 def _trial(ctx: Context) -> Context:
-    """The context of attempts: layers are measured, on samples held back where there are enough."""
+    """The context of attempts: layers are measured, on samples held back where there are enough. Only results warn."""
     assert ctx.data is not None
-    measuring = replace(ctx, layers=True, alone_seconds=math.inf)
+    measuring = replace(ctx, layers=True, alone_seconds=math.inf, warn=lambda sentence: None)
     if sum(1 for _ in ctx.data.batches(1, min(ctx.samples, FEW * ctx.data.least))) < FEW:
         return measuring
     seen, held = (Part(ctx.data, ctx.samples, HELD_BACK, held=held) for held in (False, True))
