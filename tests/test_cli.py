@@ -200,7 +200,7 @@ def fail_with(error: BaseException) -> Callable[..., Any]:
 def test_a_failed_check_leaves_the_output(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, said: str
 ) -> None:
-    monkeypatch.setattr("onnxq.compiler.verify", fail_with(error))
+    monkeypatch.setattr("onnxq.attempt.verify", fail_with(error))
     output, report = tmp_path / "q.onnx", tmp_path / "r.json"
     output.write_text("old")
     report.write_text("old")
