@@ -49,12 +49,9 @@ def compiled(task: Task, directory: Path, **options: Any) -> dict[str, Any]:
     report = done.report
     assert report.difference is not None
     assert report.difference.main is not None
-    taken = {
-        "attempts": 1 if report.floor is None else len(report.floor.tries),
-        "seconds": sum(report.seconds.values()),
-    }
+    attempts = 1 if report.floor is None else len(report.floor.tries)
     sqnr = report.difference.main.sqnr_db
-    return {"bytes": out.stat().st_size, "calib_sqnr_db": sqnr, **quality(task, out), **taken}
+    return {"bytes": out.stat().st_size, "calib_sqnr_db": sqnr, **quality(task, out), "attempts": attempts}
 
 
 def main(names: list[str]) -> None:
