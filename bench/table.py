@@ -228,9 +228,8 @@ def mixed_table(results: dict) -> str:
             uniform, mixed = figures[bits], figures[f"as {bits}"]
             sizes = (f"{row['bytes'] / 1000:,.0f}" for row in (uniform, mixed))
             cells = (_worth_kept(row) for row in (uniform, mixed))
-            rows.append(
-                f"| {model}, {bits} | {' | '.join(f'{size} | {cell}' for size, cell in zip(sizes, cells, strict=True))} |"
-            )
+            pairs = (f"{size} | {cell}" for size, cell in zip(sizes, cells, strict=True))
+            rows.append(f"| {model}, {bits} | {' | '.join(pairs)} |")
     return "\n".join(rows)
 
 

@@ -7,7 +7,7 @@ of its part:
 
 with n_i the noise when only layer i is quantized, at the b0_i bits it has, and c so that this is what was measured of the whole
 network. One bit after the other goes where it takes off most noise for the bytes that it adds. That pays less with each bit of a
-layer, so no other choice has less noise at as many bytes, but for what the last bit takes.
+layer. Where each bit takes as many bytes as the last, no other choice therefore has less noise in as few, but for the last bit.
 
 A layer is computed in float where 8 bits for all of them would not do, the noisiest first, since each costs speed.
 """

@@ -134,7 +134,7 @@ def compile_model(
             layer below 8 bits share; none; auto (the default) is deployed below 8 bits, else output.
         skip: node names or op types to leave in float; * and ? match as in file names.
         min_sqnr: give the layers that hurt most more bits than `bits`, or leave them in float, until the network's first output
-            has this SQNR in dB on calibration samples; compiles several times.
+            has this SQNR in dB; compiles several times, a quarter of the samples held back to judge by.
         form: `qdq` or `integer`; None for the preset's, qdq.
         target: runtime to compile for.
         images: how to read a directory of images.
@@ -253,6 +253,7 @@ def compile_chosen(
     if choices.min_sqnr is None:
         made = attempt(job, steps, context, clock, speed=speed)
     else:
+        # wider codes than those of the pipeline need no newer operator set, so that all attempts start from the same model
         run = partial(attempt, job, clock=clock, speed=speed)
         made, floor = keep_floor(run, steps, context, choices.min_sqnr)
     compiled, table, verification = made.model, made.table, made.verification

@@ -90,12 +90,12 @@ def check_floor(steps: Pipeline, min_sqnr: float, *, has_data: bool, checkpoint:
 
 
 def keep_floor(
-    make: Callable[[Pipeline, Context], Attempt], steps: Pipeline, ctx: Context, min_sqnr: float
+    make: Callable[..., Attempt], steps: Pipeline, ctx: Context, min_sqnr: float
 ) -> tuple[Attempt, Floor]:
     """A compile whose output keeps the floor.
 
     Args:
-        make: runs a pipeline.
+        make: runs a pipeline in a context; with `speed=False` it times nothing.
         steps: the pipeline as it was asked for.
         ctx: of the result; there are calibration samples.
         min_sqnr: of the network's first output, dB.
@@ -109,7 +109,7 @@ def keep_floor(
     tries: list[Try] = []
     while True:
         chosen = steps.with_option(OPTION, _texts(raised)) if raised else steps
-        made = make(chosen, _named(trial, f"attempt {len(tries) + 1}"))
+        made = make(chosen, _named(trial, f"attempt {len(tries) + 1}"), speed=False)
         reached = _sqnr_db(made)
         tries.append(Try(reached, made.size))
         if _keeps(reached, min_sqnr):
@@ -117,12 +117,13 @@ def keep_floor(
             if reached is None or _keeps(_sqnr_db(done), min_sqnr):
                 return done, Floor(min_sqnr, tries, raised)
         assert reached is not None
+        fixed = _fixed(made)
         margin = FIRST_MARGIN_DB * (2 ** (len(tries) - 1) - 1)
         aim = max(min_sqnr + margin, reached + FIRST_MARGIN_DB)
-        found = allocate(_layers(made, _fixed(made)), _power(reached), _power(aim), ctx.target.packed)
+        found = allocate(_layers(made, fixed), _power(reached), _power(aim), ctx.target.packed)
         more = raised | _by_reader(made.program, found)
         if more == raised:
-            raise ModelError(_out_of_reach(reached, min_sqnr, bool(_fixed(made))))
+            raise ModelError(_out_of_reach(reached, min_sqnr, bool(fixed)))
         raised = more
         del made  # before the next one takes as much memory
 

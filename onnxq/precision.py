@@ -9,12 +9,12 @@ from typing import Literal
 
 import onnx_graphsurgeon as gs
 
-from onnxq.errors import UsageError, unknown
+from onnxq.errors import UsageError
 from onnxq.graph import is_constant
 from onnxq.program import Program
 from onnxq.rules import WEIGHTED
 from onnxq.scheme import BYTE
-from onnxq.selection import matching_nodes
+from onnxq.selection import matching_nodes, nearest_node
 
 Ends = Literal["same", "8", "float"]
 
@@ -113,7 +113,7 @@ def layer_bits(
         raised: the same with whole names in place of patterns.
 
     Raises:
-        UsageError: an override cannot be read or names no node, or asks for what `bits` leaves out.
+        UsageError: an override, or what is raised, cannot be read or names no node, or asks for what `bits` leaves out.
     """
     first, last = ends(program.graph)
     chosen: dict[str, Layer] = {}
@@ -137,7 +137,7 @@ def layer_bits(
     for text in raised:
         name, wanted = parse_override(text)
         if name not in names:
-            raise unknown("node", name, names, where=f" of raised {text!r}")
+            raise UsageError(f"unknown node {name!r} of raised {text!r}{nearest_node(name, names)}")
         wanted = _complete(text, wanted, bits)
         chosen[name] = Layer(
             wanted, RAISED if wanted is not None else "it is float so that the output keeps its SQNR"

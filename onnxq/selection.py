@@ -54,10 +54,14 @@ def matching_nodes(program: Program, pattern: str, kind: str) -> set[str]:
     hits = {name for name, found in ops.items() if pattern in found or _matches(name, pattern)}
     if hits:
         return hits
-    known = set(ops).union(*ops.values())
-    hint = str(unknown("node", pattern, known)).split("; ", 1)[1].split("? ", 1)[0]
-    near = f"; {hint}?" if hint.startswith("did you mean") else ""
+    near = nearest_node(pattern, set(ops).union(*ops.values()))
     raise UsageError(f"{kind} {pattern!r} matches no node name and no op type{near}")
+
+
+def nearest_node(name: str, known: Collection[str]) -> str:
+    """The end of an error about a node that is not known: what may have been meant, without the names of all others."""
+    hint = str(unknown("node", name, known)).split("; ", 1)[1].split("? ", 1)[0]
+    return f"; {hint}?" if hint.startswith("did you mean") else ""
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -34,6 +34,7 @@ CHAIN = """g (float[N,8,6,6] x) => (float[N,8] y) {
     m = GlobalAveragePool(d)
     y = Flatten(m)
 }"""
+CLOSE = 0.1  # dB: batches that the runtime fuses otherwise round a few codes to their neighbours
 PLAIN = "annotate:{} calibrate choose-ranges quantize-weights correct-bias emit-qdq"
 
 
@@ -71,7 +72,7 @@ def test_the_output_keeps_the_floor_in_fewer_bytes_than_8_bits_take() -> None:
         compiled(CNN, images, **o) for o in ({"bits": "w2a8"}, {"bits": "w2a8", "min_sqnr": 30.0}, {})
     )
     assert sqnr(model, narrow, images) < 27.0
-    assert sqnr(model, kept, images) > 29.9  # of the same 64 images, but for how the runtime fuses
+    assert sqnr(model, kept, images) > 30.0 - CLOSE  # of the same 64 images
     sizes = [done.report.quantized_bytes for done in (narrow, kept, wide)]
     assert sizes == sorted(sizes)
     assert sizes[1] < 0.8 * sizes[2]
@@ -106,7 +107,7 @@ def test_only_the_layer_that_8_bits_do_not_suit_is_float(parse_model: ParseModel
     pipeline = PLAIN.format("weights=int8:tensor")
     assert sqnr(model, compiled(model, x, pipeline=pipeline), {"x": x}) < 25.0
     kept = compiled(model, x, pipeline=pipeline, min_sqnr=28.0)
-    assert sqnr(model, kept, {"x": x}) > 27.9
+    assert sqnr(model, kept, {"x": x}) > 28.0 - CLOSE
     assert "three" in floor(kept).raised
     assert set(floor(kept).raised) <= {"three", "four"}
     assert set(floor(kept).raised.values()) == {None}
@@ -118,7 +119,7 @@ def test_narrow_activations_grow_with_the_layers_that_read_them(parse_model: Par
     model, x = chain(parse_model), normal(64, 8, 6, 6)
     pipeline = PLAIN.format("activations=uint2,first_last=same")
     kept = compiled(model, x, pipeline=pipeline, min_sqnr=24.0)
-    assert sqnr(model, kept, {"x": x}) > 23.9
+    assert sqnr(model, kept, {"x": x}) > 24.0 - CLOSE
     found = widths(kept)
     assert found["one"].startswith("w8a")
     assert min(int(text[-1]) for text in found.values()) > 2

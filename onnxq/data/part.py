@@ -11,7 +11,8 @@ from onnxq.data.samples import joined
 class Part(Dataset):
     """Some of the samples that a pass over another dataset takes.
 
-    A model with a fixed leading dimension k gets k samples at a time, so that they go into one part together.
+    A model with a fixed leading dimension k gets k samples at a time, so that they go into one part together. Each pass over a
+    part reads the samples of the other too.
     """
 
     def __init__(self, data: Dataset, samples: int, every: int, *, held: bool) -> None:

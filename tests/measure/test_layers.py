@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,13 @@ from numpy.typing import NDArray
 
 import onnxq
 from onnxq import compiler
-from onnxq.data import input_specs, open_data
-from onnxq.measure.layers import LayerNoise
-from onnxq.pipeline import Context
+from onnxq.data import Part, input_specs, open_data
+from onnxq.measure.layers import LayerNoise, layer_noise
+from onnxq.model.prepare import prepare
+from onnxq.pipeline import Context, Pipeline
+from onnxq.presets import preset_pipeline
+from onnxq.program import Program
+from onnxq.target import ORT_CPU
 
 MODELS = Path(__file__).parents[2] / "models"
 CNN, CALIB = MODELS / "digits_cnn.onnx", MODELS / "digits_calib.npz"
@@ -170,6 +175,20 @@ def test_time_that_runs_out_leaves_layers_out(monkeypatch: pytest.MonkeyPatch) -
     assert found.alone == {}
     assert found.layers >= 17
     assert found.deployed
+
+
+def test_samples_held_back_tell_the_noise() -> None:
+    prepared, _ = prepare(onnx.load(CNN), ORT_CPU.min_opset)
+    data = open_data(CALIB, input_specs(prepared))
+    seen, held = (Part(data, 128, 2, held=held) for held in (False, True))
+    program, ctx = Program.from_model(prepared), Context(seen, samples=128, threads=1, layers=True)
+    Pipeline.parse(preset_pipeline("int8")).run(program, ctx)
+    by_seen, by_held, by_others = (
+        layer_noise(program, program.to_model(), c)
+        for c in (ctx, replace(ctx, held=held), replace(ctx, data=held))
+    )
+    assert by_held == by_others
+    assert by_held != by_seen
 
 
 def test_nothing_is_measured_unless_asked_for() -> None:
