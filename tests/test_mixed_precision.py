@@ -31,7 +31,7 @@ CHAIN = """g (float[N,8,6,6] x) => (float[N,8] y) {
     [three] c = Conv<pads=[1,1,1,1]>(rb, w3)
     rc = Relu(c)
     [four] d = Conv<pads=[1,1,1,1]>(rc, w4)
-    m = GlobalAveragePool(d)
+    [pool] m = GlobalAveragePool(d)
     y = Flatten(m)
 }"""
 CLOSE = 0.1  # dB: batches that the runtime fuses otherwise round a few codes to their neighbours
@@ -126,12 +126,30 @@ def test_narrow_activations_grow_with_the_layers_that_read_them(parse_model: Par
     assert None not in floor(kept).raised.values()
 
 
+def test_narrow_activations_that_no_layer_multiplies_are_float(parse_model: ParseModel) -> None:
+    """Nothing could be asked to widen them."""
+    model, x = chain(parse_model), normal(64, 8, 6, 6)
+    pipeline = PLAIN.format("activations=uint2,elementwise=same,first_last=same")
+    kept = compiled(model, x, pipeline=pipeline, min_sqnr=20.0)
+    assert sqnr(model, kept, {"x": x}) > 20.0 - CLOSE
+    assert floor(kept).raised["pool"] is None
+
+
+def test_raised_widths_bring_the_operator_set_that_stores_them(parse_model: ParseModel) -> None:
+    weights = {f"w{i}": normal(8, 8, 3, 3, seed=i) for i in range(1, 5)}
+    done = compiled(
+        parse_model(CHAIN, weights, 17), normal(64, 8, 6, 6), pipeline=PLAIN.format("raised=two=w4a8")
+    )
+    assert widths(done)["two"] == "w4a8"
+    assert done.model.opset_import[0].version >= 21  # INT4
+
+
 def test_what_an_override_says_stays(parse_model: ParseModel) -> None:
     model, x = chain(parse_model), normal(64, 8, 6, 6)
-    options = {"bits": "w3a8", "first_last": "same", "min_sqnr": 17.0}
-    kept = compiled(model, x, override=["two=w3a8"], **options)
-    assert widths(kept)["two"] == "w3a8"
-    assert "two" not in floor(kept).raised
+    assert "one" in floor(compiled(model, x, bits="w3a8", min_sqnr=20.0)).raised
+    kept = compiled(model, x, bits="w3a8", min_sqnr=20.0, override=["one=w3a8"])
+    assert widths(kept)["one"] == "w3a8"
+    assert "one" not in floor(kept).raised
 
 
 def test_activations_that_an_override_narrows_stay(parse_model: ParseModel) -> None:
