@@ -167,6 +167,8 @@ def _table(job: Job, program: Program, ctx: Context) -> CalibrationTable | None:
     if ctx.data is None:
         return job.table
     count = ctx.data.count()
-    used = ctx.samples if count is None else min(count, ctx.samples)
+    used = ctx.calibrated if count is None else min(count, ctx.calibrated)
     assert job.original.digest is not None
-    return CalibrationTable(job.original.digest, ctx.data.digest(ctx.samples), used, dict(program.statistics))
+    return CalibrationTable(
+        job.original.digest, ctx.data.digest(ctx.calibrated), used, dict(program.statistics)
+    )

@@ -65,7 +65,7 @@ def compile_model(
     calibration: Source | None = None,
     *,
     output: str | Path | None = None,
-    samples: int = 512,
+    samples: int | None = None,
     preset: str | None = None,
     pipeline: Pipeline | str | None = None,
     bits: str | None = None,
@@ -108,7 +108,8 @@ def compile_model(
         calibration: samples: a path as for `--calib`, a dict of arrays by input name, an array where there is one
             input, a function that yields feeds, or a Dataset; None quantizes what needs no activation ranges.
         output: where to write; nothing is written when None.
-        samples: calibration samples to use, evenly spaced over the source.
+        samples: calibration samples to use, evenly spaced over the source; None takes 128 for ranges, and up to 512 to round and
+            to search by.
         preset: named pipeline, `int8` when left out.
         pipeline: passes to run instead of a preset.
         bits: widths of weights and activations, e.g. w8a8, w4a8, w4a4; w4 leaves activations in float. It refines the preset.
@@ -210,7 +211,7 @@ def compile_chosen(
     choices: Choices,
     *,
     output: str | Path | None = None,
-    samples: int = 512,
+    samples: int | None = None,
     images: ImageOptions | None = None,
     test: Source | None = None,
     metric: str | None = None,
@@ -243,9 +244,10 @@ def compile_chosen(
     with clock.stage("load"):
         progress("loading", 0, None)
         folder = scratch or (Path(output).parent if output is not None else None)
-        job = _load(model, calibration, load_calibration, images, samples, steps.opset(goal), folder)
+        job = _load(model, calibration, load_calibration, images, steps.opset(goal), folder)
+        context = Context(job.data, samples, goal, seed, threads, provider, progress, warnings.append, layers)
+        _check_table(job, context)
         files = job.original.files | ({job.spool} if job.spool is not None else set())
-    context = Context(job.data, samples, goal, seed, threads, provider, progress, warnings.append, layers)
     tests = _open(test, job.prepared, images)
     with clock.stage("evaluate"):  # first, so that samples or labels that do not fit are found at once
         before = _evaluate(job.prepared, tests, metric, context)
@@ -334,7 +336,6 @@ def _load(
     calibration: Source | None,
     table_path: str | Path | None,
     images: ImageOptions | None,
-    samples: int,
     opset: int,
     scratch: str | Path | None,
 ) -> Job:
@@ -342,7 +343,7 @@ def _load(
     prepared, notes = prepare(read, opset)
     data = _open(calibration, prepared, images)
     original = Original.of(read, data is not None or table_path is not None)
-    table = _load_table(table_path, original, data, samples)
+    table = None if table_path is None else CalibrationTable.load(table_path)
     return Job(original, prepared, notes, data, table, Spool(scratch) if original.files else None)
 
 
@@ -352,15 +353,12 @@ def _open(source: Source | None, model: onnx.ModelProto, images: ImageOptions | 
     return open_data(source, input_specs(model), images=images or ImageOptions())
 
 
-def _load_table(
-    path: str | Path | None, original: Original, data: Dataset | None, samples: int
-) -> CalibrationTable | None:
-    if path is None:
-        return None
-    table = CalibrationTable.load(path)
-    assert original.digest is not None
-    table.check(original.digest, data.digest(samples) if data is not None else None)
-    return table
+def _check_table(job: Job, ctx: Context) -> None:
+    """Refuse statistics of another model or other samples."""
+    if job.table is None:
+        return
+    assert job.original.digest is not None
+    job.table.check(job.original.digest, None if job.data is None else job.data.digest(ctx.calibrated))
 
 
 def _save_table(table: CalibrationTable | None, path: str | Path) -> None:

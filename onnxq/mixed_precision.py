@@ -30,6 +30,7 @@ OPTION = "raised"  # of the pass that takes what is found
 FIRST_MARGIN_DB = (
     0.25  # that a correction aims above the floor if the one before fell short; twice as much each time
 )
+DIVIDED = 512  # samples, unless their number is chosen
 HELD_BACK = 4  # one sample in so many
 FEW = 16  # samples of which none can be spared
 MOST_DB = 60.0  # of noise above the signal, of an output that holds NaN or infinity too
@@ -132,9 +133,9 @@ def _trial(ctx: Context) -> Context:
     """The context of attempts: layers are measured, on samples held back where there are enough. Only results warn."""
     assert ctx.data is not None
     measuring = replace(ctx, layers=True, alone_seconds=math.inf, warn=lambda sentence: None)
-    if sum(1 for _ in ctx.data.batches(1, min(ctx.samples, FEW * ctx.data.least))) < FEW:
+    if sum(1 for _ in ctx.data.batches(1, ctx.up_to(FEW * ctx.data.least))) < FEW:
         return measuring
-    seen, held = (Part(ctx.data, ctx.samples, HELD_BACK, held=held) for held in (False, True))
+    seen, held = (Part(ctx.data, ctx.up_to(DIVIDED), HELD_BACK, held=held) for held in (False, True))
     return replace(measuring, data=seen, held=held)
 
 

@@ -18,6 +18,7 @@ from onnxq.pipeline import Context
 from onnxq.program import Program, Unit
 from onnxq.saturation import as_rows, kernel_kind
 
+SAMPLES = 512
 MOMENT_BYTES = 256 << 20  # of the matrices held at once
 
 Moment = NDArray[np.float32]
@@ -81,7 +82,7 @@ def moment_parts(sites: Sequence[Site]) -> Iterator[list[Site]]:
 
 
 def second_moments(
-    program: Program, ctx: Context, sites: Sequence[Site], samples: int = 128, patches: int = 16
+    program: Program, ctx: Context, sites: Sequence[Site], samples: int = SAMPLES, patches: int = 16
 ) -> dict[str, Moment]:
     """E[x x^T] of each site's inputs, (groups, K, K), by weight.
 
@@ -99,8 +100,7 @@ def second_moments(
     sums = {s.weight: np.zeros((s.shape[0], s.shape[2], s.shape[2]), np.float32) for s in sites}
     counts = dict.fromkeys(sums, 0)
     names = list(dict.fromkeys(node.inputs[0].name for site in sites for node in site.nodes))
-    wanted = max(min(samples, ctx.samples), ctx.data.least if ctx.data is not None else 0)
-    for _, values in activations(program, ctx, names, wanted, "moments"):
+    for _, values in activations(program, ctx, names, ctx.up_to(samples), "moments"):
         for site in sites:
             for node in site.nodes:
                 x = input_patches(node, values[node.inputs[0].name], rng, patches)

@@ -107,7 +107,12 @@ Page = Annotated[Path, option("Where to write the page.", "-o", "--output", meta
 Calib = Annotated[str | None, option("Calibration samples, see below.", metavar="SRC", panel=CALIBRATION)]
 CalibSamples = Annotated[
     int | None,
-    option("Use N samples, evenly spaced over SRC (512).", metavar="N", least=1, panel=CALIBRATION),
+    option(
+        "Use N samples, evenly spaced over SRC (128 for ranges, up to 512 to round and to search by).",
+        metavar="N",
+        least=1,
+        panel=CALIBRATION,
+    ),
 ]
 CalibImages = Annotated[str | None, option(IMAGES_HELP, metavar="TEXT", panel=CALIBRATION)]
 Ranges = Annotated[

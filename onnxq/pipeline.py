@@ -29,6 +29,9 @@ from onnxq.scheme import QuantScheme
 from onnxq.target import ORT_CPU, Target
 
 Progress = Callable[[str, int, int | None], None]
+CALIBRATED = (
+    128  # samples for statistics unless told: ranges of more are no better, see bench/results/samples.json
+)
 
 
 def no_progress(label: str, done: int, total: int | None) -> None:
@@ -49,7 +52,7 @@ class Context:
 
     Attributes:
         data: calibration samples, None when compiling without data.
-        samples: how many of them to use.
+        samples: how many of them to use; None leaves that to the passes.
         target: the runtime to emit for.
         seed: of every random choice.
         threads: intra-op threads of sessions, 0 for the runtime's default.
@@ -62,7 +65,7 @@ class Context:
     """
 
     data: Dataset | None = None
-    samples: int = 512
+    samples: int | None = None
     target: Target = ORT_CPU
     seed: int = 0
     threads: int = 0
@@ -77,6 +80,16 @@ class Context:
     def judged(self) -> Dataset | None:
         """The samples that tell how good a result is."""
         return self.data if self.held is None else self.held
+
+    @property
+    def calibrated(self) -> int:
+        """Samples that statistics are gathered from, where there are as many."""
+        return CALIBRATED if self.samples is None else self.samples
+
+    def up_to(self, wanted: int) -> int:
+        """Samples for a pass that wants so many: no more than are to be used, and no less than the model takes at once."""
+        least = 1 if self.data is None else self.data.least
+        return max(wanted if self.samples is None else min(wanted, self.samples), least)
 
     def rng(self) -> np.random.Generator:
         """A fresh generator from the seed."""

@@ -196,7 +196,7 @@ def lookups(
     names = list(dict.fromkeys(node.inputs[1].name for table in tables for node in table.nodes))
     if not names:
         return seen
-    for _, values in activations(program, ctx, names, min(samples, ctx.samples), "lookups"):
+    for _, values in activations(program, ctx, names, ctx.up_to(samples), "lookups"):
         for table in tables:
             counts = seen[table.weight]
             for node in table.nodes:

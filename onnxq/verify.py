@@ -95,9 +95,8 @@ def _verify_unrun(
 def _difference(reference: onnx.ModelProto, session: ort.InferenceSession, ctx: Context) -> Difference | None:
     if ctx.judged is None:
         return None
-    limit = max(min(COMPARED, ctx.samples), ctx.judged.least)
     float_session = make_session(reference, threads=ctx.threads, provider=ctx.provider)
-    return compare_sessions(float_session, session, ctx.judged, limit=limit, batch=AT_ONCE)
+    return compare_sessions(float_session, session, ctx.judged, limit=ctx.up_to(COMPARED), batch=AT_ONCE)
 
 
 def _macs(model: onnx.ModelProto, feeds: Mapping[str, Any] | None, sample: Batch | None) -> dict[str, int]:

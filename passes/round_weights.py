@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from onnxq.bias import least_scales
-from onnxq.moments import Site, moment_parts, second_moments, weight_sites
+from onnxq.moments import SAMPLES, Site, moment_parts, second_moments, weight_sites
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, QuantDecision
 from onnxq.rounded import LARGEST, WeightRounder, gains
@@ -38,7 +38,7 @@ class RoundWeights(Pass):
     name: ClassVar[str] = "round-weights"
     when: Literal["needed", "always"] = "needed"
     largest: int = LARGEST
-    samples: int = 128
+    samples: int = SAMPLES
     patches: int = 16
     steps: Literal["refit", "kept"] = "refit"
     saturation: str = "safe"

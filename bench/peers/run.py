@@ -32,6 +32,8 @@ from onnxq.model.load import load_model
 RESULTS = Path(__file__).parents[1] / "results" / "peers.json"
 SAMPLES = 512
 SECONDS = 1800
+QUALITY = ("metric", "sqnr_db", "agreement", "bytes")
+KERNELS = ("loads", "integer_kernels", "float_kernels")
 MODELS = (
     "cifar10_resnet20",
     "kws_dscnn",
@@ -51,6 +53,8 @@ TEACH = """examples:
       one model at one setting, by onnxq and all peers
   python bench/peers/run.py --peer nncf --again
       all rows of one peer anew
+  python bench/peers/run.py --peer onnxq --again quality
+      on another machine: the rows keep the times that were measured beside those of other peers
 
 environment:
   ONNXQ_DATA    directory with the models and data
@@ -143,11 +147,12 @@ def _add(results: dict[str, Any], row: Row, shared: Path, asked: argparse.Namesp
     """Measure a row that is missing and write all results."""
     model, setting, name = row.key
     rows = results.setdefault(model, {}).setdefault(setting, {})
-    if name in rows and not asked.again:
+    if name in rows and asked.again is None:
         return
     with tempfile.TemporaryDirectory() as folder:
         measured, found = measure(row, calibration(row.task, shared), Path(folder), asked.seconds)
-    rows[name] = remarked(measured, results["versions"]["measured in"]["vnni"], has_vnni())
+    measured = remarked(measured, results["versions"]["measured in"]["vnni"], has_vnni())
+    rows[name] = renewed(rows.get(name, {}), measured) if asked.again == "quality" else measured
     if found:
         results["versions"][row.peer.name] = found
     results[model].setdefault("float", judge_float(row.task))
@@ -162,6 +167,13 @@ def remarked(row: dict[str, Any], others: bool | None, here: bool | None) -> dic
         return row
     note = f"on a CPU {'with' if here else 'without'} VNNI"
     return row | {"note": f"{row['note']}; {note}" if "note" in row else note}
+
+
+def renewed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """A row with new quality and size; its times stay where the file runs in the same kernels as before."""
+    if "failed" in new or "failed" in old or any(old.get(key) != new[key] for key in KERNELS):
+        return new
+    return old | {key: new[key] for key in QUALITY}
 
 
 def has_vnni() -> bool | None:
@@ -180,7 +192,13 @@ def parser() -> argparse.ArgumentParser:
     ways = sorted({way for peer in PEERS.values() for found in peer.ways.values() for way in found})
     text = "ways to go, as they are named in the tables, all of them unless named"
     made.add_argument("--way", nargs="+", choices=ways, metavar="W", help=text)
-    made.add_argument("--again", action="store_true", help="measure rows anew that stand already")
+    made.add_argument(
+        "--again",
+        nargs="?",
+        const="all",
+        choices=("all", "quality"),
+        help="measure rows anew that stand already; with quality, leave their times where the kernels are the same",
+    )
     made.add_argument(
         "--seconds",
         type=int,

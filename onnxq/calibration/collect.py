@@ -35,7 +35,7 @@ def collect(
     """
     gathered, parts = find_parts(program.graph, needs)
     statistics = {name: TensorStatistics(name, need) for name, need in gathered.items()}
-    for _, values in activations(program, ctx, list(gathered), ctx.samples, label):
+    for _, values in activations(program, ctx, list(gathered), ctx.calibrated, label):
         for name, statistic in statistics.items():
             statistic.update(values[name])
     for name, part in parts.items():
@@ -75,7 +75,7 @@ def activations(
     total = ctx.data.count()
     expected = min(total, samples) if total is not None else None
     done = 0
-    for batch in _batches(ctx.data, samples, session, inner):
+    for batch in _batches(ctx, ctx.data, samples, session, inner):
         yield batch, {**batch.feeds, **run(session, batch.feeds, inner)}
         done += batch.size
         ctx.progress(label, done, expected)
@@ -86,11 +86,14 @@ def _unexposed(program: Program, names: list[str]) -> list[str]:
     return [name for name in names if name not in outputs]
 
 
-def _batches(data: Dataset, samples: int, session: ort.InferenceSession, names: list[str]) -> Iterator[Batch]:
+def _batches(
+    ctx: Context, data: Dataset, samples: int, session: ort.InferenceSession, names: list[str]
+) -> Iterator[Batch]:
     """Batches of as many samples as keep the tensors within ACTIVATION_BYTES, judged by the first sample."""
     first = next(data.batches(1), None)  # without a limit, which may be less than a fixed batch
     if first is None:
         raise DataError(f"{data.source} has no samples")
     held = sum(v.nbytes for v in run(session, first.feeds, names).values())
     size = max(1, min(LARGEST_BATCH, first.size * ACTIVATION_BYTES // max(held, 1)))
-    return data.batches(size, samples, digested=True)  # their digest tells what statistics are of
+    # the digest of a calibration table is that of its samples
+    return data.batches(size, samples, digested=samples == ctx.calibrated)

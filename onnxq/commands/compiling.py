@@ -60,7 +60,7 @@ def compile_file(
         model,
         calibration,
         choices,
-        samples=512 if samples is None else samples,
+        samples=samples,
         images=options,
         test=test,
         metric=metric,

@@ -79,7 +79,7 @@ def layer_noise(program: Program, compiled: ModelProto, ctx: Context) -> LayerNo
     if program.reference is None or ctx.data is None:
         return None
     layers = [u for u in program.reference.units.values() if not u.is_layout]
-    batches = list(ctx.data.batches(AT_ONCE, max(min(ALONE_SAMPLES, ctx.samples), ctx.data.least)))
+    batches = list(ctx.data.batches(AT_ONCE, ctx.up_to(ALONE_SAMPLES)))
     model = program.reference.to_model()
     session = make_session(model, threads=ctx.threads, provider=ctx.provider)
     wanted = [run(session, batch.feeds) for batch in batches]
@@ -115,8 +115,7 @@ def _deployed(program: Program, reference: Program, compiled: ModelProto, ctx: C
         compiled, threads=ctx.threads, provider=ctx.provider, extra_outputs=list(codes.values())
     )
     powers = {tensor: np.zeros(2) for tensor in codes}
-    limit = max(min(SAMPLES, ctx.samples), ctx.data.least)
-    for batch, values in activations(reference, ctx, list(codes), limit, "noise by layer"):
+    for batch, values in activations(reference, ctx, list(codes), ctx.up_to(SAMPLES), "noise by layer"):
         found = run(session, batch.feeds, list(codes.values()))
         for tensor, name in codes.items():
             wanted = np.clip(values[tensor], *seen[tensor])

@@ -243,7 +243,7 @@ class Evaluator:
     def _read(self, samples: int) -> list[Sample]:
         assert self.ctx.data is not None
         session = self._session(self.program.to_model())
-        limit = max(min(samples, self.ctx.samples), self.ctx.data.least)
+        limit = self.ctx.up_to(samples)
         size = max(1, min(BATCH, limit // EVERY**2))
         batches = list(self.ctx.data.batches(size, limit))
         return [Sample(b, run(session, b.feeds)) for b in batches]

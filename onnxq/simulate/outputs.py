@@ -110,8 +110,7 @@ def _sqnr_db(program: Program, ctx: Context, outputs: Matched) -> float:
     assert ctx.data is not None
     models = program.to_model(), matched_model(program, ctx, outputs)
     plain, quantized = (make_session(m, threads=ctx.threads, provider=ctx.provider) for m in models)
-    limit = max(min(JUDGED, ctx.samples), ctx.data.least)
-    noise = compare_sessions(plain, quantized, ctx.data, limit=limit, batch=BATCH).main
+    noise = compare_sessions(plain, quantized, ctx.data, limit=ctx.up_to(JUDGED), batch=BATCH).main
     return math.inf if noise is None or noise.sqnr_db is None else noise.sqnr_db
 
 

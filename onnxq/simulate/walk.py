@@ -55,7 +55,7 @@ class Walk:
         assert data is not None
         inside = [{codes for codes, _ in self._read_by(s)} - set(s.inputs) for s in self._segments]
         runs = sum(len(codes) for codes in inside)
-        wanted = max(min(samples, self._ctx.samples) * RUNS // max(runs, RUNS), data.least)
+        wanted = max(self._ctx.up_to(samples) * RUNS // max(runs, RUNS), data.least)
         batch = next(data.batches(1, wanted))
         known, most = dict(batch.feeds), 1
         for place in range(len(self._segments)):

@@ -87,6 +87,17 @@ def test_rows_of_another_kind_of_cpu_say_so(run: ModuleType) -> None:
     assert run.remarked({"failed": "it was ended"}, True, False) == {"failed": "it was ended"}
 
 
+def test_new_quality_keeps_the_times_of_the_same_kernels(run: ModuleType) -> None:
+    old = {"loads": True, "integer_kernels": 3, "float_kernels": 0, "cpu_seconds": 1.0, "speedup_batch1": 2.0}
+    old |= {"metric": 0.8, "sqnr_db": 20.0, "agreement": 0.9, "bytes": 100, "note": "rounded"}
+    new = old | {"metric": 0.9, "sqnr_db": 25.0, "agreement": 0.95, "bytes": 90, "cpu_seconds": 3.0}
+    assert run.renewed(old, new) == new | {"cpu_seconds": 1.0}
+    assert run.renewed(old, new | {"float_kernels": 1}) == new | {"float_kernels": 1}
+    assert run.renewed({}, new) == new
+    assert run.renewed({"failed": "it was ended"}, new) == new
+    assert run.renewed(old, {"failed": "it was ended"}) == {"failed": "it was ended"}
+
+
 def test_rows_hold_figures_or_reasons(run: ModuleType) -> None:
     run.main(["--peer", "fake"])
     results = json.loads(run.RESULTS.read_text())

@@ -15,9 +15,7 @@ def quantize(job: Job) -> None:
     options = {"bits": bits, **scheme, **job.options}
     data = None if options.pop("blind", False) else job.calib
     try:
-        onnxq.compile_model(
-            job.model, data, output=job.output, samples=job.samples, threads=1, speed=False, **options
-        )
+        onnxq.compile_model(job.model, data, output=job.output, threads=1, speed=False, **options)
     except OnnxqError as error:
         raise UnableError(str(error)) from error
 
