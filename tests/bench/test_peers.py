@@ -89,7 +89,7 @@ def test_rows_of_another_kind_of_cpu_say_so(run: ModuleType) -> None:
 
 def test_new_quality_keeps_the_times_of_the_same_kernels(run: ModuleType) -> None:
     old = {"loads": True, "integer_kernels": 3, "float_kernels": 0, "cpu_seconds": 1.0, "speedup_batch1": 2.0}
-    old |= {"metric": 0.8, "sqnr_db": 20.0, "agreement": 0.9, "bytes": 100, "note": "rounded"}
+    old |= {"metric": 0.8, "sqnr_db": 20.0, "agreement": 0.9, "bytes": 100}
     new = old | {"metric": 0.9, "sqnr_db": 25.0, "agreement": 0.95, "bytes": 90, "cpu_seconds": 3.0}
     assert run.renewed(old, new) == new | {"cpu_seconds": 1.0}
     assert run.renewed(old, new | {"float_kernels": 1}) == new | {"float_kernels": 1}
