@@ -11,7 +11,7 @@ SCRIPTS = (
     *("lapq.py", "search_cost.py", "ablations.py", "matching.py"),
     *("multipoint.py", "joint_points.py", "point_forms.py", "decomposition.py"),
     *("exactness.py", "portable.py", "saturation.py", "backend.py"),
-    *("streaming.py", "memory.py", "cluster.py"),
+    *("streaming.py", "memory.py", "samples.py", "cluster.py"),
     *("peers/run.py", "peers/cost.py"),
     *("table.py", "figures.py"),
 )

@@ -40,6 +40,7 @@ SHOWN = {
 }
 SEARCHED = (("seconds", 1), ("loss_end", 3), ("held_end", 3))
 STARTS = ("random 0", "random 1", "random 2", "layer-wise", "layer-wise, quadratic")
+ENOUGH = "128"  # samples for ranges unless told
 METRICS = {"ncf": "hit rate@10", "minilm": "Spearman"}
 
 
@@ -218,6 +219,20 @@ def _worth(row: dict) -> str:
     return f"{100 * row['metric']:.1f}, {row['sqnr_db']:.1f} dB, {100 * row['agreement']:.1f} %"
 
 
+def samples_table(results: dict) -> str:
+    """Quality at 8 bits by the number of calibration samples, and CPU time of the compile at two of them."""
+    counts = list(next(figures for model, figures in results.items() if model != "versions"))
+    head = f"| model | {' | '.join(counts)} | time, {ENOUGH} over {counts[-1]} |"
+    rows = [head, "|---" * (len(counts) + 2) + "|"]
+    for model, figures in results.items():
+        if model == "versions":
+            continue
+        cells = (f"{row['sqnr_db']:.1f} dB, {100 * row['metric']:.1f}" for row in figures.values())
+        times = figures[ENOUGH]["cpu_seconds"] / figures[counts[-1]]["cpu_seconds"]
+        rows.append(f"| {model} | {' | '.join(cells)} | {times:.2f} |")
+    return "\n".join(rows)
+
+
 def mixed_table(results: dict) -> str:
     """Layers of different widths that keep the SQNR of one width, beside that width."""
     rows = ["| model | kB | at this width, all layers | kB | layers as they need |", "|---" * 5 + "|"]
@@ -291,6 +306,7 @@ TABLES = (  # page, name of the mark, results, rows
     ("docs/adr/0011-match-outputs-layer-by-layer.md", "table", "matching.json", matching_table),
     ("docs/adr/0012-bits-follow-the-noise-of-single-layers.md", "table", "mixed.json", mixed_table),
     ("docs/multipoint.md", "table", "decomposition.json", sums_table),
+    ("docs/guide.md", "table", "samples.json", samples_table),
     (BENCHMARKS, "table", "peers.json", peers.summary),
     (BENCHMARKS, "behind", "peers.json", peers.behind),
     (BENCHMARKS, "costs", "compile_cost.json", peers.costs),

@@ -108,8 +108,8 @@ def compile_model(
         calibration: samples: a path as for `--calib`, a dict of arrays by input name, an array where there is one
             input, a function that yields feeds, or a Dataset; None quantizes what needs no activation ranges.
         output: where to write; nothing is written when None.
-        samples: calibration samples to use, evenly spaced over the source; None takes 128 for ranges, and up to 512 to round and
-            to search by.
+        samples: calibration samples to use, evenly spaced over the source; None takes 128 for ranges at 8 bits, and up to 512
+            for all else.
         preset: named pipeline, `int8` when left out.
         pipeline: passes to run instead of a preset.
         bits: widths of weights and activations, e.g. w8a8, w4a8, w4a4; w4 leaves activations in float. It refines the preset.
@@ -245,7 +245,18 @@ def compile_chosen(
         progress("loading", 0, None)
         folder = scratch or (Path(output).parent if output is not None else None)
         job = _load(model, calibration, load_calibration, images, steps.opset(goal), folder)
-        context = Context(job.data, samples, goal, seed, threads, provider, progress, warnings.append, layers)
+        context = Context(
+            job.data,
+            samples,
+            steps.samples(),
+            goal,
+            seed,
+            threads,
+            provider,
+            progress,
+            warnings.append,
+            layers,
+        )
         _check_table(job, context)
         files = job.original.files | ({job.spool} if job.spool is not None else set())
     tests = _open(test, job.prepared, images)

@@ -108,7 +108,7 @@ Calib = Annotated[str | None, option("Calibration samples, see below.", metavar=
 CalibSamples = Annotated[
     int | None,
     option(
-        "Use N samples, evenly spaced over SRC (128 for ranges, up to 512 to round and to search by).",
+        "Use N samples, evenly spaced over SRC (128 for ranges at 8 bits, else up to 512).",
         metavar="N",
         least=1,
         panel=CALIBRATION,

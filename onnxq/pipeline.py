@@ -25,13 +25,14 @@ from onnxq.data import Dataset
 from onnxq.errors import OnnxqError, UsageError, unknown
 from onnxq.packing import needed_opset
 from onnxq.program import Program
-from onnxq.scheme import QuantScheme
+from onnxq.scheme import BYTE, QuantScheme
 from onnxq.target import ORT_CPU, Target
 
 Progress = Callable[[str, int, int | None], None]
-CALIBRATED = (
-    128  # samples for statistics unless told: ranges of more are no better, see bench/results/samples.json
-)
+WIDE, NARROW = (
+    128,
+    512,
+)  # samples for statistics at 8 bits, where more are no better (bench/results/samples.json), and below
 
 
 def no_progress(label: str, done: int, total: int | None) -> None:
@@ -53,6 +54,7 @@ class Context:
     Attributes:
         data: calibration samples, None when compiling without data.
         samples: how many of them to use; None leaves that to the passes.
+        enough: how many statistics are of where `samples` leaves it open.
         target: the runtime to emit for.
         seed: of every random choice.
         threads: intra-op threads of sessions, 0 for the runtime's default.
@@ -66,6 +68,7 @@ class Context:
 
     data: Dataset | None = None
     samples: int | None = None
+    enough: int = WIDE
     target: Target = ORT_CPU
     seed: int = 0
     threads: int = 0
@@ -84,7 +87,7 @@ class Context:
     @property
     def calibrated(self) -> int:
         """Samples that statistics are gathered from, where there are as many."""
-        return CALIBRATED if self.samples is None else self.samples
+        return self.enough if self.samples is None else self.samples
 
     def up_to(self, wanted: int) -> int:
         """Samples for a pass that wants so many: no more than are to be used, and no less than the model takes at once."""
@@ -201,6 +204,12 @@ class Pipeline:
         """The oldest operator set that can hold what the passes write for a target."""
         widths = frozenset[int]().union(*(p.stored_bits() for p in self.passes))
         return max(target.min_opset, needed_opset(widths, target.packed))
+
+    def samples(self) -> int:
+        """Calibration samples that statistics should be of: few bits take more."""
+        widths = {bits for p in self.passes for bits in p.stored_bits()}
+        widths |= {scheme.bits for scheme in self.values("activations")}
+        return NARROW if min(widths, default=BYTE) < BYTE else WIDE
 
     def run(self, program: Program, ctx: Context) -> tuple[Step, ...]:
         """Run all passes on the program; times each and names the culprit of a failure.

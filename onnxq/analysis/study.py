@@ -141,7 +141,7 @@ def analyze(
     )
     program, ctx = (
         Program.from_model(prepared),
-        Context(data, samples, seed=seed, threads=threads, progress=progress),
+        Context(data, samples=samples, seed=seed, threads=threads, progress=progress),
     )
     steps.run(program, ctx)
     if not program.plan:
