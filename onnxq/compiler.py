@@ -246,16 +246,16 @@ def compile_chosen(
         folder = scratch or (Path(output).parent if output is not None else None)
         job = _load(model, calibration, load_calibration, images, steps.opset(goal), folder)
         context = Context(
-            job.data,
-            samples,
-            steps.samples(),
-            goal,
-            seed,
-            threads,
-            provider,
-            progress,
-            warnings.append,
-            layers,
+            data=job.data,
+            samples=samples,
+            enough=steps.samples(),
+            target=goal,
+            seed=seed,
+            threads=threads,
+            provider=provider,
+            progress=progress,
+            warn=warnings.append,
+            layers=layers,
         )
         _check_table(job, context)
         files = job.original.files | ({job.spool} if job.spool is not None else set())

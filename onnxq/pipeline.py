@@ -29,10 +29,8 @@ from onnxq.scheme import BYTE, QuantScheme
 from onnxq.target import ORT_CPU, Target
 
 Progress = Callable[[str, int, int | None], None]
-WIDE, NARROW = (
-    128,
-    512,
-)  # samples for statistics at 8 bits, where more are no better (bench/results/samples.json), and below
+WIDE = 128  # samples for statistics of 8 bits: with more they are no better, see bench/results/samples.json
+NARROW = 512  # for those of fewer bits
 
 
 def no_progress(label: str, done: int, total: int | None) -> None:
