@@ -51,6 +51,33 @@ def test_without_data_the_model_is_smaller_and_as_good(models_dir: Path, name: s
     assert any("no calibration data" in sentence for sentence in done.report.warnings)
 
 
+@pytest.mark.parametrize(
+    ("options", "used"),
+    [
+        ({}, 128),
+        ({"bits": "w4a8"}, 512),
+        ({"bits": "w8a4"}, 512),
+        ({"override": ["*conv*=w4a8"]}, 512),
+        ({"samples": 40}, 40),
+        ({"bits": "w4a8", "samples": 40}, 40),
+    ],
+)
+def test_statistics_take_more_samples_below_8_bits(
+    models_dir: Path, tmp_path: Path, options: dict[str, object], used: int
+) -> None:
+    images = np.random.default_rng(0).random((600, 1, 8, 8), dtype=np.float32)
+    path, table = models_dir / "digits_cnn.onnx", tmp_path / "table"
+    settings = {"threads": 1, "speed": False, **options}
+    done = onnxq.compile_model(path, images, save_calibration=table, **settings)  # type: ignore[arg-type]
+    assert done.table is not None
+    assert done.table.samples == used
+    assert done.table.tensors["image"].count == used * 64
+    assert done.report.calibration is not None
+    assert done.report.calibration["samples"] == used
+    again = onnxq.compile_model(path, images, load_calibration=table, **settings)  # type: ignore[arg-type]
+    assert again.model == done.model
+
+
 def test_the_same_inputs_give_the_same_bytes(models_dir: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         compiled(models_dir, "digits_cnn", output=tmp_path / f"{name}.onnx")

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxq import registry
+from onnxq.data import InputSpec, open_data
 from onnxq.errors import DataError, ModelError, OnnxqError, UsageError, unknown
 from onnxq.passes import BUILT_IN
 from onnxq.pipeline import Context, Pass, PassResult, Pipeline, make_pass, parse_pass
@@ -225,6 +226,16 @@ def test_the_generator_starts_from_the_seed() -> None:
     draws = [Context(seed=seed).rng().integers(0, 2**31, 4) for seed in (1, 1, 2)]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert not np.array_equal(draws[0], draws[2])
+
+
+def test_a_pass_gets_the_samples_it_wants_unless_their_number_is_chosen() -> None:
+    x = np.zeros((40, 4), np.float32)
+    four = open_data({"x": x}, [InputSpec("x", np.dtype(np.float32), (4, 4))])
+    assert Context().up_to(300) == 300
+    assert Context(samples=20).up_to(300) == 20
+    assert Context(samples=20).up_to(8) == 8
+    assert Context(four, samples=2).up_to(300) == 4  # the model takes four at a time
+    assert Context(four).up_to(1) == 4
 
 
 def test_unknown_names_are_told_with_the_choices() -> None:
