@@ -22,7 +22,7 @@ from peers.jobs import Outcome
 from peers.run import MODELS, SECONDS, Row, calibration, compile_row, has_vnni, plan
 
 RESULTS = Path(__file__).parents[1] / "results" / "compile_cost.json"
-ROUNDS = 7
+ROUNDS = 5
 SETTING = "w8a8"
 PEERS = {"onnxq": "default", "onnxruntime": "unsigned", "onnxsim": "default"}
 
