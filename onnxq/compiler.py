@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from onnxq.sizes import parse_bytes
 from onnxq.target import find_target
 
 METRIC = "top1"  # of test samples, where none is named
-Source = str | Path | Mapping[str, Any] | Callable[..., Any] | Dataset
+Source = str | Path | Mapping[str, Any] | Iterable[Any] | Callable[..., Any] | Dataset
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ def compile_model(
     Args:
         model: a path or a model in memory (which is not changed).
         calibration: samples: a path as for `--calib`, a dict of arrays by input name, an array where there is one
-            input, a function that yields feeds, or a Dataset; None quantizes what needs no activation ranges.
+            input, a list of feeds, a function that yields them, or a Dataset; None quantizes what needs no activation ranges.
         output: where to write; nothing is written when None.
         samples: calibration samples to use, evenly spaced over the source; None takes 128 for ranges at 8 bits, and up to 512
             for all else.
@@ -248,7 +248,7 @@ def compile_chosen(
         context = Context(
             data=job.data,
             samples=samples,
-            enough=steps.samples(),
+            enough=steps.samples() if job.table is None else job.table.samples,
             target=goal,
             seed=seed,
             threads=threads,

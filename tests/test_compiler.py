@@ -78,6 +78,17 @@ def test_statistics_take_more_samples_below_8_bits(
     assert again.model == done.model
 
 
+def test_statistics_of_fewer_samples_serve_other_widths(models_dir: Path, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).random((600, 1, 8, 8), dtype=np.float32)
+    path, table = models_dir / "digits_cnn.onnx", tmp_path / "table"
+    onnxq.compile_model(path, images, save_calibration=table, threads=1, speed=False)
+    done = onnxq.compile_model(path, images, load_calibration=table, bits="w6a8", threads=1, speed=False)
+    assert done.table is not None
+    assert done.table.samples == 128
+    with pytest.raises(onnxq.DataError, match="of other data"):
+        onnxq.compile_model(path, images, load_calibration=table, samples=64, threads=1, speed=False)
+
+
 def test_the_same_inputs_give_the_same_bytes(models_dir: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         compiled(models_dir, "digits_cnn", output=tmp_path / f"{name}.onnx")
