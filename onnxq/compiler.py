@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import onnx
 from onnxq.attempt import Clock, Job, Original, attempt
 from onnxq.calibration.table import CalibrationTable
 from onnxq.choices import Choices
-from onnxq.data import Dataset, ImageOptions, input_specs, open_data
+from onnxq.data import Dataset, ImageOptions, input_specs, open_data, sources
 from onnxq.errors import DataError, UsageError
 from onnxq.measure.metrics import Accuracy, Evaluation, evaluate_model, find_metric
 from onnxq.mixed_precision import keep_floor
@@ -31,7 +31,7 @@ from onnxq.sizes import parse_bytes
 from onnxq.target import find_target
 
 METRIC = "top1"  # of test samples, where none is named
-Source = str | Path | Mapping[str, Any] | Iterable[Any] | Callable[..., Any] | Dataset
+Source = sources.Source | Dataset
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from onnxq.pipeline import Context
 from onnxq.program import Program, Unit
 from onnxq.saturation import as_rows, kernel_kind
 
-SAMPLES = 512
+SAMPLES = 512  # that the matrices are of
 MOMENT_BYTES = 256 << 20  # of the matrices held at once
 
 Moment = NDArray[np.float32]

@@ -29,8 +29,8 @@ from onnxq.scheme import BYTE, QuantScheme
 from onnxq.target import ORT_CPU, Target
 
 Progress = Callable[[str, int, int | None], None]
-WIDE = 128  # samples for statistics of 8 bits: with more they are no better, see bench/results/samples.json
-NARROW = 512  # for those of fewer bits
+BYTE_SAMPLES = 128  # for statistics at 8 bits, which are no better with more, see bench/results/samples.json
+FEW_BIT_SAMPLES = 512
 
 
 def no_progress(label: str, done: int, total: int | None) -> None:
@@ -66,7 +66,7 @@ class Context:
 
     data: Dataset | None = None
     samples: int | None = None
-    enough: int = WIDE
+    enough: int = BYTE_SAMPLES
     target: Target = ORT_CPU
     seed: int = 0
     threads: int = 0
@@ -207,7 +207,7 @@ class Pipeline:
         """Calibration samples that statistics should be of: few bits take more."""
         widths = {bits for p in self.passes for bits in p.stored_bits()}
         widths |= {scheme.bits for scheme in self.values("activations")}
-        return NARROW if min(widths, default=BYTE) < BYTE else WIDE
+        return FEW_BIT_SAMPLES if min(widths, default=BYTE) < BYTE else BYTE_SAMPLES
 
     def run(self, program: Program, ctx: Context) -> tuple[Step, ...]:
         """Run all passes on the program; times each and names the culprit of a failure.

@@ -75,7 +75,9 @@ def activations(
     total = ctx.data.count()
     expected = min(total, samples) if total is not None else None
     done = 0
-    for batch in _batches(ctx, ctx.data, samples, session, inner):
+    # the digest of a calibration table is that of its samples
+    digested = samples == ctx.calibrated
+    for batch in _batches(ctx.data, samples, session, inner, digested):
         yield batch, {**batch.feeds, **run(session, batch.feeds, inner)}
         done += batch.size
         ctx.progress(label, done, expected)
@@ -87,7 +89,7 @@ def _unexposed(program: Program, names: list[str]) -> list[str]:
 
 
 def _batches(
-    ctx: Context, data: Dataset, samples: int, session: ort.InferenceSession, names: list[str]
+    data: Dataset, samples: int, session: ort.InferenceSession, names: list[str], digested: bool
 ) -> Iterator[Batch]:
     """Batches of as many samples as keep the tensors within ACTIVATION_BYTES, judged by the first sample."""
     first = next(data.batches(1), None)  # without a limit, which may be less than a fixed batch
@@ -95,5 +97,4 @@ def _batches(
         raise DataError(f"{data.source} has no samples")
     held = sum(v.nbytes for v in run(session, first.feeds, names).values())
     size = max(1, min(LARGEST_BATCH, first.size * ACTIVATION_BYTES // max(held, 1)))
-    # the digest of a calibration table is that of its samples
-    return data.batches(size, samples, digested=samples == ctx.calibrated)
+    return data.batches(size, samples, digested=digested)
