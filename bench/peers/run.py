@@ -171,9 +171,9 @@ def remarked(row: dict[str, Any], others: bool | None, here: bool | None) -> dic
 
 def renewed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """A row with new quality and size; its times stay where the file runs in the same kernels as before."""
-    if "failed" in new or "failed" in old or any(old.get(key) != new[key] for key in KERNELS):
-        return new
-    return old | {key: new[key] for key in QUALITY}
+    if all(key in new and old.get(key) == new[key] for key in KERNELS):
+        return old | {key: new[key] for key in QUALITY}
+    return new  # a row that failed has no kernels
 
 
 def has_vnni() -> bool | None:

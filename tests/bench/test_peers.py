@@ -96,6 +96,9 @@ def test_new_quality_keeps_the_times_of_the_same_kernels(run: ModuleType) -> Non
     assert run.renewed({}, new) == new
     assert run.renewed({"failed": "it was ended"}, new) == new
     assert run.renewed(old, {"failed": "it was ended"}) == {"failed": "it was ended"}
+    unread = {key: value for key, value in new.items() if not key.endswith("_kernels")}
+    assert run.renewed(old, unread) == unread
+    assert run.renewed(unread, unread | {"cpu_seconds": 4.0}) == unread | {"cpu_seconds": 4.0}
 
 
 def test_rows_hold_figures_or_reasons(run: ModuleType) -> None:
