@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -49,22 +50,29 @@ def compile_ours(task: Task, out: str, options: dict[str, str]) -> None:
 
 
 def compile_theirs(task: Task, out: str, options: dict[str, bool]) -> None:
-    """One compile with onnxruntime.quantization: unsigned activations, min-max, QDQ, its pre-processing first."""
+    """One compile with onnxruntime.quantization."""
+    from onnxq.data import open_data as opened
+
+    data = opened(task.calib, input_specs(load_model(task.path)))
+    quantize_with_onnxruntime(task.path, (b.feeds for b in data.batches(1, SAMPLES)), out, options)
+
+
+def quantize_with_onnxruntime(
+    model: Path, samples: Iterable[dict[str, np.ndarray]], out: str | Path, options: dict[str, bool]
+) -> None:
+    """onnxruntime.quantization: unsigned activations, min-max, QDQ, its pre-processing first."""
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    from onnxq.data import open_data as opened
-
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            data = opened(task.calib, input_specs(load_model(task.path)))
-            self.batches = (b.feeds for b in data.batches(1, SAMPLES))
+            self.samples = iter(samples)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self.batches, None)
+            return next(self.samples, None)
 
     prepared = f"{out}.prepared.onnx"
-    quant_pre_process(str(task.path), prepared, skip_symbolic_shape=True)
+    quant_pre_process(str(model), prepared, skip_symbolic_shape=True)
     types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
     quantize_static(prepared, out, Reader(), **types, **options)
 

@@ -16,31 +16,34 @@ from onnxq.pipeline import Context
 from onnxq.program import Program, Unit
 from onnxq.scheme import BYTE
 
-BiasCorrection = Literal["auto", "none", "output", "exact", "deployed"]
+BiasCorrection = Literal["auto", "none", "output", "exact", "deployed", "better"]
 
 LARGEST_CODE = 2.0**30  # half of int32, which leaves room for the products
 
 
 def matches_outputs(program: Program, ctx: Context, correction: BiasCorrection) -> bool:
-    """Whether a bias correction matches outputs: `deployed` does, and `auto` where something has fewer than 8 bits.
+    """Whether a bias correction matches outputs: `deployed` and `better` do, and `auto` where something has fewer than 8 bits.
 
     Raises:
-        DataError: `deployed` without samples.
-        UsageError: `deployed` where one side alone is quantized.
+        DataError: `deployed` or `better` without samples.
+        UsageError: `deployed` or `better` where one side alone is quantized.
     """
-    if correction == "deployed":
-        _check(program, ctx)
+    asked = correction in ("deployed", "better")
+    if asked:
+        _check(program, ctx, correction)
     narrow = any(decision.scheme.bits < BYTE for decision in program.plan.values())
     can = program.sides == "both" and ctx.data is not None
-    return correction == "deployed" or (correction == "auto" and narrow and can)
+    return asked or (correction == "auto" and narrow and can)
 
 
-def _check(program: Program, ctx: Context) -> None:
+def _check(program: Program, ctx: Context, correction: BiasCorrection) -> None:
     if ctx.data is None:
-        raise DataError("correction=deployed runs the network on calibration samples; give some with --calib")
+        raise DataError(
+            f"correction={correction} runs the network on calibration samples; give some with --calib"
+        )
     if program.sides != "both":
         raise UsageError(
-            f"correction=deployed runs integer layers, and {program.sides} alone are quantized; take output"
+            f"correction={correction} runs integer layers, and {program.sides} alone are quantized; take output"
         )
 
 

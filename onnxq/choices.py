@@ -140,6 +140,11 @@ class Choices:
         """Whether all steps are searched together."""
         return self.ranges == LAPQ
 
+    @property
+    def may_insist(self) -> bool:
+        """Whether a second attempt may take the place of a noisy one: a pipeline that was given runs as it is, a search once."""
+        return self.pipeline is None and not self.is_joint
+
     def falls_back(self, has_data: bool) -> bool:
         """Whether the preset gives way to its counterpart that needs no data."""
         bits = None if self.bits is None else Bits.parse(self.bits)

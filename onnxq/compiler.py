@@ -27,6 +27,7 @@ from onnxq.pipeline import Context, Pipeline, Progress, no_progress
 from onnxq.provenance import peak_rss_bytes, versions
 from onnxq.report.model import Report
 from onnxq.scheme import QuantScheme
+from onnxq.second_attempt import better_attempt
 from onnxq.sizes import parse_bytes
 from onnxq.target import find_target
 
@@ -132,7 +133,8 @@ def compile_model(
             their outputs; None for what the target takes.
         bias_correction: of what quantization does to means and spreads: deployed matches them in the network as it will run;
             output takes what weights do to means out of the biases; exact keeps means by a point of ones that the channels of a
-            layer below 8 bits share; none; auto (the default) is deployed below 8 bits, else output.
+            layer below 8 bits share; better is the one of deployed and output with less noise; none; auto (the default) is
+            better below 8 bits, else output, and better there too where the network's output would be noisy.
         skip: node names or op types to leave in float; * and ? match as in file names.
         min_sqnr: give the layers that hurt most more bits than `bits`, or leave them in float, until the network's first output
             has this SQNR in dB; compiles several times, a quarter of the samples held back to judge by.
@@ -262,13 +264,16 @@ def compile_chosen(
     tests = _open(test, job.prepared, images)
     with clock.stage("evaluate"):  # first, so that samples or labels that do not fit are found at once
         before = _evaluate(job.prepared, tests, metric, context)
-    floor = None
-    if choices.min_sqnr is None:
-        made = attempt(job, steps, context, clock, speed=speed)
-    else:
+    floor, notes = None, list(job.notes)
+    run = partial(attempt, job, clock=clock, speed=speed)
+    if choices.min_sqnr is not None:
         # wider codes than those of the pipeline need no newer operator set, so that all attempts start from the same model
-        run = partial(attempt, job, clock=clock, speed=speed)
-        made, floor = keep_floor(run, steps, context, choices.min_sqnr)
+        made, floor = keep_floor(run, steps, context, choices.min_sqnr, insist=choices.may_insist)
+    elif choices.may_insist:
+        made, note = better_attempt(run, steps, context)
+        notes += [] if note is None else [note]
+    else:
+        made = run(steps, context)
     compiled, table, verification = made.model, made.table, made.verification
     with clock.stage("evaluate"):
         accuracy = Accuracy.of(before, _evaluate(compiled, tests, metric, context), tests)
@@ -300,10 +305,10 @@ def compile_chosen(
         seconds=clock.seconds,
         peak_rss_bytes=peak_rss_bytes(),
         versions=versions(),
-        notes=job.notes,
+        notes=notes,
         deployed=made.deployed,
         floor=floor,
-        warnings=(*warnings, *_remarks(job.data), *_remarks(tests), *verification.warnings),
+        warnings=(*dict.fromkeys(warnings), *_remarks(job.data), *_remarks(tests), *verification.warnings),
     )
     return CompiledModel(compiled, report, table, files)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from onnxq.bit_allocation import Allocation, NoisyLayer, allocate
@@ -21,6 +22,7 @@ from onnxq.pipeline import Context, Pipeline
 from onnxq.precision import Bits, parse_override
 from onnxq.program import Program, Unit
 from onnxq.scheme import BYTE
+from onnxq.second_attempt import better_attempt
 from onnxq.selection import matching_nodes
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ def check_floor(steps: Pipeline, min_sqnr: float, *, has_data: bool, checkpoint:
 
 
 def keep_floor(
-    make: Callable[..., Attempt], steps: Pipeline, ctx: Context, min_sqnr: float
+    make: Callable[..., Attempt], steps: Pipeline, ctx: Context, min_sqnr: float, *, insist: bool
 ) -> tuple[Attempt, Floor]:
     """A compile whose output keeps the floor.
 
@@ -100,21 +102,23 @@ def keep_floor(
         steps: the pipeline as it was asked for.
         ctx: of the result; there are calibration samples.
         min_sqnr: of the network's first output, dB.
+        insist: whether what the pipeline leaves open may be chosen thoroughly before layers get more bits.
 
     Raises:
         ModelError: the output does not keep it whatever layers are raised, or cannot be measured.
         DataError: the samples cannot be read.
     """
-    trial = _trial(ctx)
+    trial, run = _trial(ctx), partial(make, speed=False)
+    first = trial.named("attempt 1")
+    made = better_attempt(run, steps, first, min_sqnr)[0] if insist else run(steps, first)
+    steps = made.steps
     raised: Allocation = {}
     tries: list[Try] = []
     while True:
-        chosen = steps.with_option(OPTION, _texts(raised)) if raised else steps
-        made = make(chosen, _named(trial, f"attempt {len(tries) + 1}"), speed=False)
         reached = _sqnr_db(made)
         tries.append(Try(reached, made.size))
         if _keeps(reached, min_sqnr):
-            done = make(chosen, ctx)
+            done = make(made.steps, ctx)
             if reached is None or _keeps(_sqnr_db(done), min_sqnr):
                 return done, Floor(min_sqnr, tries, raised)
         assert reached is not None
@@ -127,6 +131,8 @@ def keep_floor(
             raise ModelError(_out_of_reach(reached, min_sqnr, bool(fixed)))
         raised = more
         del made  # before the next one takes as much memory
+        chosen = steps.with_option(OPTION, _texts(raised))
+        made = run(chosen, trial.named(f"attempt {len(tries) + 1}"))
 
 
 def _trial(ctx: Context) -> Context:
@@ -137,11 +143,6 @@ def _trial(ctx: Context) -> Context:
         return measuring
     seen, held = (Part(ctx.data, ctx.up_to(DIVIDED), HELD_BACK, held=held) for held in (False, True))
     return replace(measuring, data=seen, held=held)
-
-
-def _named(ctx: Context, name: str) -> Context:
-    """A context whose progress says what it is of."""
-    return replace(ctx, progress=lambda label, *counts: ctx.progress(f"{name}: {label}", *counts))
 
 
 def _keeps(reached: float | None, min_sqnr: float) -> bool:

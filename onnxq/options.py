@@ -237,8 +237,8 @@ Elementwise = Annotated[
 BiasCorrection = Annotated[
     str | None,
     option(
-        "How shifted means are put right: deployed, spreads too; output, those of weights; exact; none "
-        "(deployed below 8 bits where it helps, else output).",
+        "How shifted means are put right: deployed, spreads too; output, those of weights; better, the one of them with "
+        "less noise; exact; none (better below 8 bits, else output).",
         metavar="KIND",
         panel=QUANTIZATION,
     ),

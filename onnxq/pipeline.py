@@ -92,6 +92,12 @@ class Context:
         least = 1 if self.data is None else self.data.least
         return max(wanted if self.samples is None else min(wanted, self.samples), least)
 
+    def named(self, name: str) -> Context:
+        """A context whose progress says what it is of."""
+        return dataclasses.replace(
+            self, progress=lambda label, *counts: self.progress(f"{name}: {label}", *counts)
+        )
+
     def rng(self) -> np.random.Generator:
         """A fresh generator from the seed."""
         return np.random.default_rng(self.seed)
@@ -203,11 +209,16 @@ class Pipeline:
         widths = frozenset[int]().union(*(p.stored_bits() for p in self.passes))
         return max(target.min_opset, needed_opset(widths, target.packed))
 
-    def samples(self) -> int:
-        """Calibration samples that statistics should be of: few bits take more."""
+    @property
+    def fewest_bits(self) -> int:
+        """The smallest width of codes that a pass asks for."""
         widths = {bits for p in self.passes for bits in p.stored_bits()}
         widths |= {scheme.bits for scheme in self.values("activations")}
-        return FEW_BIT_SAMPLES if min(widths, default=BYTE) < BYTE else BYTE_SAMPLES
+        return min(widths, default=BYTE)
+
+    def samples(self) -> int:
+        """Calibration samples that statistics should be of: few bits take more."""
+        return FEW_BIT_SAMPLES if self.fewest_bits < BYTE else BYTE_SAMPLES
 
     def run(self, program: Program, ctx: Context) -> tuple[Step, ...]:
         """Run all passes on the program; times each and names the culprit of a failure.

@@ -14,7 +14,7 @@ PRESETS = {
     ),
     "int8-accurate": (
         f"{READY} equalize:when=always quantize-recurrent annotate calibrate:ranges=lp=3 choose-ranges:ranges=lp=3"
-        " quantize-weights round-weights:when=always correct-bias pad-channels emit-qdq"
+        " quantize-weights round-weights:when=always correct-bias:correction=better pad-channels emit-qdq"
     ),
     "int8-dynamic": f"{GRAPH} quantize-recurrent quantize-dynamic store-weights",
     "weight-only": f"{GRAPH} quantize-recurrent:inputs=float store-weights",

@@ -50,10 +50,11 @@ class CorrectBias(Pass):
     Attributes:
         correction: `output` takes out what quantized weights do to means; `exact` keeps the means of weights below 8 bits first,
             by a shared point of ones; `deployed` matches means and spreads in the network as it will run, layer by layer, by
-            biases and scales; `auto` is `deployed` where something has fewer than 8 bits and there are samples, and the
-            network's output then has less noise, else `output`; `none` leaves all as it is. Behind search-steps, the biases
-            that it ended with stay where matching anew has clearly more noise.
-        samples: calibration samples to look at where correction=deployed.
+            biases and scales; `better` is the one of `deployed` and `output` with which the network's output has less noise
+            on samples; `auto` is `better` where something has fewer than 8 bits and there are samples, else `output`; `none`
+            leaves all as it is. Behind search-steps, the biases that it ended with stay where matching anew has clearly more
+            noise.
+        samples: calibration samples to look at where outputs are matched.
         patches: random inputs of each kernel from one sample, there.
         spread: whether the scale of each channel below 8 bits makes up for the spread that its codes have lost or gained.
     """

@@ -70,28 +70,29 @@ def matched(
 ) -> Matched:
     """What `match_outputs` finds where a bias correction matches outputs, else nothing.
 
-    `auto` takes it only if the network's output then has less noise on samples: where normalizations in float set spreads right
-    anyway, matching them amplifies noise for nothing. What a search ended with stays where matching anew is clearly worse.
+    `auto` and `better` take it only if the network's output then has less noise on samples: where normalizations in float set
+    spreads right anyway, matching them amplifies noise for nothing. What a search ended with stays where matching anew is
+    clearly worse.
 
     Args:
         program, ctx, samples, patches: as for `match_outputs`.
         correction: of biases.
 
     Raises:
-        DataError: correction=deployed without data.
-        UsageError: correction=deployed where one side alone is quantized.
+        DataError: `deployed` or `better` without data.
+        UsageError: `deployed` or `better` where one side alone is quantized.
         ModelError: the model cannot be run.
     """
     nothing, searched = Matched({}, {}), Matched({}, program.searched)
     if not matches_outputs(program, ctx, correction):
         return nothing
     found = match_outputs(program, ctx, samples, patches)
-    if correction != "auto" and not program.searched:
+    if correction == "deployed" and not program.searched:
         return found
     best, with_it = found, _sqnr_db(program, ctx, found)
     if program.searched and (kept := _sqnr_db(program, ctx, searched)) > with_it + CLEAR_DB:
         best, with_it = searched, kept
-    if correction != "auto":
+    if correction == "deployed":
         return best
     without = _sqnr_db(program, ctx, nothing)
     # the scales that a search ended with fit to its biases alone, so that their noise without them says nothing
