@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxq.borders import ALL, FLOAT, Borders, Bounds, Correction, bias_reads, uncorrected
 from onnxq.expansion import add_up, is_expanded
 from onnxq.graph import float_values, is_constant, present, producer, remove_node, set_input
-from onnxq.hard_sigmoid import HARD_SIGMOID, UNIT_INTERVAL, summands
+from onnxq.lines import is_line, own_bounds, summands
 from onnxq.program import Program, Unit
 from onnxq.rules import RELU
 from onnxq.target import Target
@@ -77,15 +77,19 @@ def look_up_codes(borders: Borders, unit: Unit, node: gs.Node) -> None:
     node.outputs = [borders.hold(unit.output)]
 
 
-def add_and_saturate(borders: Borders, unit: Unit, node: gs.Node) -> None:
-    """Write a HardSigmoid as an addition on codes; see `onnxq.hard_sigmoid`."""
-    node.op, inputs = "Add", []
-    for operand in summands(borders, unit, node):
+def write_line(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node]) -> None:
+    """Write a line as an addition on codes; see `onnxq.lines`."""
+    node, after, inputs = nodes[unit.name], activation(unit, nodes), []
+    limits = own_bounds(unit) if after is None else bounds_of(after)
+    operands = summands(borders, unit, nodes)
+    for name in unit.nodes[1:]:
+        remove_node(borders.graph, nodes[name])
+    for operand in operands:
         floats = gs.Variable(borders.names.fresh(f"{operand[1].name}_dq"), FLOAT, operand[0].shape)
         borders.append("DequantizeLinear", unit.output, list(operand), [floats])
         inputs.append(floats)
-    node.inputs, node.attrs = inputs, {}
-    node.outputs = [borders.quantize_output(unit.output, UNIT_INTERVAL)]
+    node.op, node.inputs, node.attrs = "Add", inputs, {}
+    node.outputs = [borders.quantize_output(unit.output, limits)]
 
 
 def drop_unit_dilations(node: gs.Node) -> None:
@@ -96,8 +100,8 @@ def drop_unit_dilations(node: gs.Node) -> None:
 
 def surround(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node]) -> None:
     """Write a unit as its float nodes between DequantizeLinear and QuantizeLinear."""
-    if unit.kind == HARD_SIGMOID:
-        add_and_saturate(borders, unit, nodes[unit.name])
+    if is_line(unit):
+        write_line(borders, unit, nodes)
         return
     _quantize_borders(borders, unit, nodes)
     points = borders.points(unit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 from onnxq.model.surgeon import constant_values
 
 CONTRIB = "com.microsoft"  # operators of onnxruntime's own
+NOTHING = (None, math.nan)
 NO_ATTRIBUTES: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -86,6 +88,22 @@ def is_float_constant(tensor: gs.Tensor) -> bool:
 def float_values(tensor: gs.Tensor) -> NDArray[np.float32] | None:
     """Values of a float32 initializer, None for anything else. Those on disk are mapped at each call; do not keep them."""
     return constant_values(tensor) if is_float_constant(tensor) else None
+
+
+def number(tensor: gs.Tensor | None) -> float | None:
+    """The value of a float32 initializer of one element, None for anything else: what is computed with it is float32 too."""
+    values = None if tensor is None else float_values(tensor)
+    return float(values.item()) if values is not None and values.size == 1 else None
+
+
+def with_number(node: gs.Node | None, op: str) -> tuple[gs.Tensor | None, float]:
+    """The activation and the constant number that an Add or Mul takes in any order; `NOTHING` of any other node."""
+    if node is None or node.op != op or not is_standard(node):
+        return NOTHING
+    left, right = node.inputs
+    x, other = (right, left) if is_constant(left) else (left, right)
+    value = number(other)
+    return NOTHING if value is None else (x, value)
 
 
 def present(node: gs.Node, index: int) -> gs.Tensor | None:

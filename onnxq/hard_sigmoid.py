@@ -1,28 +1,19 @@
-"""HardSigmoid on codes: an addition whose result saturates.
+"""HardSigmoid, clip(alpha x + beta, 0, 1), which runs on codes as an addition that saturates (`onnxq.lines`).
 
-    clip(alpha x + beta, 0, 1)        x = s (q - z)
-
-The codes of x read at the scale alpha s are alpha x, for nothing. What is left is to add beta and to round to a grid that ends at
-0 and 1, which the integer Add of a runtime does in one pass.
+What only it reads needs no range where it is constant.
 """
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.borders import Borders, Bounds
-from onnxq.graph import Uses, constant, is_standard
-from onnxq.program import Unit
+from onnxq.graph import Uses, is_standard
 from onnxq.rules import SLOPE_AND_SHIFT
 
 HARD_SIGMOID = "HardSigmoid"
 EVERYTHING = (-math.inf, math.inf)
-UNIT_INTERVAL = Bounds(np.float32(0), np.float32(1))
-
-Operand = tuple[gs.Tensor, gs.Tensor, gs.Tensor]
 
 
 def slope_and_shift(node: gs.Node) -> tuple[float, float]:
@@ -58,21 +49,3 @@ def swish(uses: Uses, tensor: gs.Tensor) -> gs.Node | None:
     product = uses.only_reader(ramps[0].outputs[0])
     is_swish = product is not None and product.op == "Mul" and any(product is node for node in readers)
     return product if is_swish else None
-
-
-def summands(borders: Borders, unit: Unit, node: gs.Node) -> tuple[Operand, Operand]:
-    """Codes, scale and zero point of alpha x and of beta."""
-    alpha, beta = slope_and_shift(node)
-    tensor = unit.inputs[0]
-    codes, zero = borders.codes(tensor), borders.grid(tensor)[1]
-    scale = borders.parameter(
-        f"{tensor}_slanted", (tensor,), lambda p: np.asarray(p.params(tensor).scale * np.float32(alpha))
-    )
-    names, kind = borders.names, codes.dtype
-    one, none = (
-        constant(names, f"{unit.output}_{n}", np.array(v, kind)) for n, v in (("one", 1), ("none", 0))
-    )
-    step = constant(names, f"{unit.output}_shift", np.array(abs(beta) or 1.0, np.float32))
-    if beta == 0.0:
-        one = none
-    return (codes, scale, zero), (one, step, none) if beta >= 0.0 else (none, step, one)

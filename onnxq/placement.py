@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 from onnxq.branches import Branch, branch, depths
 from onnxq.graph import Uses, float_values, is_constant, present
 from onnxq.program import Unit
-from onnxq.rules import RELU, Rule, refusal
+from onnxq.rules import RELU, Rule, refusal, takes_number
 from onnxq.selection import added_vector, kept_in_float, writes_float32
 from onnxq.target import Target
 
@@ -97,7 +97,8 @@ class Placement:
                 lacks = "takes no conversions around" if self.target.qdq_only else "has no integer kernel for"
                 self.floats[node.name] = f"{self.target.name} {lacks} {node.op}"
             return None
-        reason = refusal(node) or self._not_float32(node)
+        reason = None if rule.numbers and takes_number(node) else refusal(node)
+        reason = reason or self._not_float32(node)
         if reason is None:
             return rule
         if writes_float32(node) or rule.role == "compute":
@@ -185,6 +186,9 @@ class Placement:
             if add is not None and vector is not None and add.name not in self.skipped:
                 nodes.append(add)
                 bias, end = vector, add
+        if node.op == "Mul" and len(inputs) == 1 and (add := self._number_behind(node)) is not None:
+            nodes.append(add)
+            end = add
         summed = self._summed(end) if rule.sums else None
         if summed is not None:
             nodes += summed.nodes
@@ -216,6 +220,12 @@ class Placement:
         if after is None or after.op not in rule.absorbs or after.name in self.skipped:
             return None
         return after if _starts_at_zero(after) else None
+
+    def _number_behind(self, node: gs.Node) -> gs.Node | None:
+        """The Add of a number behind a Mul by one: one kernel does both."""
+        add = self.uses.only_reader(node.outputs[0])
+        takes = add is not None and add.op == "Add" and add.name not in self.skipped and takes_number(add)
+        return add if takes else None
 
     def _summed(self, node: gs.Node) -> Branch | None:
         """The Add that becomes part of a convolution, None when there is none or another convolution has it."""
@@ -259,8 +269,7 @@ class Placement:
                 self._try_deferred(node, rule)
             if rule is None or rule.role in ("compute", "table"):
                 continue
-            indices = range(len(node.inputs)) if rule.activations is None else rule.activations
-            inputs = tuple(node.inputs[i].name for i in indices)
+            inputs = _activations(node, rule)
             reason = self._not_worth(node, rule, inputs)
             if reason is not None:
                 if writes_float32(node):
@@ -305,6 +314,13 @@ def _weight(node: gs.Node) -> tuple[str | None, int]:
     if node.op in ("Conv", "Gather") or (node.op == "Gemm" and node.attrs.get("transB", 0)):
         return tensor.name, 0
     return tensor.name, 1
+
+
+def _activations(node: gs.Node, rule: Rule) -> tuple[str, ...]:
+    """Names of the inputs that are activations."""
+    if rule.activations is not None:
+        return tuple(node.inputs[i].name for i in rule.activations)
+    return tuple(t.name for t in node.inputs if not (rule.numbers and is_constant(t)))
 
 
 def _starts_at_zero(node: gs.Node) -> bool:

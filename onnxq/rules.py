@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.graph import float_values, is_constant, present, rank
+from onnxq.graph import NOTHING, float_values, is_constant, present, rank, with_number
 
 RECURRENT = {"LSTM": 1, "GRU": 1, "RNN": 1}  # op -> index of the weights
 MATRICES = (1, 2)  # inputs of a recurrent layer that hold the weights of its data and of its state
@@ -29,6 +30,7 @@ class Rule:
         float_output: the integer kernel may write float32 directly.
         absorbs: activations that vanish into the kernel when the output's zero point is its smallest code.
         copies_equal: the kernel only copies when inputs and output share one grid.
+        numbers: a number may be an operand: codes read at another scale, and an addition.
         sums: an Add of another activation behind the kernel belongs to it; what the kernel adds to is not quantized by itself.
     """
 
@@ -37,12 +39,14 @@ class Rule:
     float_output: bool = False
     absorbs: tuple[str, ...] = ()
     copies_equal: bool = False
+    numbers: bool = False
     sums: bool = False
 
 
 RELU = ("Relu", "Clip")
 LAYOUT = Rule("layout")
 KERNEL = Rule("kernel", absorbs=RELU)
+FLATTEST = 1e-6  # factor that leaves scales normal numbers
 SLOPE_AND_SHIFT = {"alpha": 0.2, "beta": 0.5}  # of a HardSigmoid that does not say
 
 
@@ -102,6 +106,19 @@ def _refuse_table(node: gs.Node) -> str | None:
 
 def _refuse_arithmetic(node: gs.Node) -> str | None:
     return "an operand is constant" if any(is_constant(t) for t in node.inputs) else None
+
+
+def takes_number(node: gs.Node) -> bool:
+    """Whether an Add or Mul takes an activation and a number, positive if it multiplies, and leaves the activation's shape."""
+    x, value = with_number(node, node.op) if node.op in ("Add", "Mul") else NOTHING
+    if (
+        x is None
+        or not math.isfinite(value)
+        or (node.op == "Mul" and not FLATTEST <= value <= 1.0 / FLATTEST)
+    ):
+        return False
+    dims = rank(x)
+    return dims is not None and all(len(t.shape) <= dims for t in node.inputs if is_constant(t))
 
 
 def _refuse_resize(node: gs.Node) -> str | None:

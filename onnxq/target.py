@@ -137,8 +137,8 @@ ORT_CPU = Target(
         "Conv": Rule("compute", absorbs=RELU),
         "Gemm": Rule("compute", float_output=True, absorbs=RELU),
         "MatMul": Rule("compute", activations=(0, 1), float_output=True, absorbs=RELU),
-        "Add": Rule("kernel", activations=None, absorbs=RELU),
-        "Mul": Rule("kernel", activations=None, absorbs=RELU),
+        "Add": Rule("kernel", activations=None, absorbs=RELU, numbers=True),
+        "Mul": Rule("kernel", activations=None, absorbs=RELU, numbers=True),
         "Concat": Rule("kernel", activations=None, copies_equal=True),
         "AveragePool": KERNEL,
         "GlobalAveragePool": KERNEL,
@@ -188,7 +188,7 @@ ONNX = Target(
 OPENVINO = Target(
     name="openvino",
     min_opset=13,
-    rules={op: rule for op, rule in SUMMING.items() if rule.role != "curve"},
+    rules={op: replace(rule, numbers=False) for op, rule in SUMMING.items() if rule.role != "curve"},
     bias="float32",
     pair_limit=32767,
 )

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.bias import bias_params
-from onnxq.borders import ALL, FLOAT, Borders
+from onnxq.borders import FLOAT, Borders
 from onnxq.emission import (
     activation,
     bounds_of,
@@ -29,7 +29,8 @@ from onnxq.emission import (
 from onnxq.errors import UsageError
 from onnxq.expansion import is_expanded
 from onnxq.graph import CONTRIB, constant, rank, remove_node
-from onnxq.hard_sigmoid import HARD_SIGMOID, UNIT_INTERVAL, summands
+from onnxq.hard_sigmoid import HARD_SIGMOID
+from onnxq.lines import is_line, own_bounds, summands
 from onnxq.measure.tensors import tensor_rows
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program, Unit
@@ -124,7 +125,7 @@ class _Kernel:
         after = activation(self.unit, self.nodes)
         if not self.is_coded:
             return last if after is None else self._in_front_of(after, last)
-        bounds = UNIT_INTERVAL if self.unit.kind == HARD_SIGMOID else ALL
+        bounds = own_bounds(self.unit)
         if after is not None:
             bounds = bounds_of(after)
             remove_node(borders.graph, after)
@@ -205,12 +206,18 @@ def _grid_values(borders: Borders, tensor: str) -> tuple[float, int]:
 
 
 def _elementwise(kernel: _Kernel) -> None:
+    if is_line(kernel.unit):
+        _line(kernel)
+        return
     operands = [t for tensor in kernel.unit.inputs for t in kernel.operand(tensor)]
     kernel.write(f"QLinear{kernel.unit.kind}", [*operands, *kernel.output_grid()])
 
 
-def _ramp(kernel: _Kernel) -> None:
-    operands = [t for operand in summands(kernel.borders, kernel.unit, kernel.node) for t in operand]
+def _line(kernel: _Kernel) -> None:
+    unit, nodes = kernel.unit, kernel.nodes
+    operands = [t for operand in summands(kernel.borders, unit, nodes) for t in operand]
+    if unit.kind == "Mul" and len(unit.nodes) > 1 and nodes[unit.nodes[1]].op == "Add":
+        remove_node(kernel.borders.graph, nodes[unit.nodes[1]])
     kernel.node.attrs = {}
     kernel.write("QLinearAdd", [*operands, *kernel.output_grid()])
 
@@ -232,8 +239,7 @@ WRITERS: Mapping[str, Callable[[_Kernel], None]] = {
     "Concat": _concat,
     "AveragePool": _average_pool,
     "Softmax": _softmax,
-    HARD_SIGMOID: _ramp,
-    **dict.fromkeys(("Add", "Mul", "GlobalAveragePool", "LeakyRelu", "Sigmoid"), _elementwise),
+    **dict.fromkeys(("Add", "Mul", HARD_SIGMOID, "GlobalAveragePool", "LeakyRelu", "Sigmoid"), _elementwise),
 }
 FLOAT_RESULT = ("Gemm", "MatMul")
 STANDARD = ("Conv", "MatMul")  # whose operators on codes are ONNX's own

@@ -16,13 +16,12 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from onnxq.graph import CONTRIB, Names, Uses, float_values, is_constant, is_standard, present, producer
+from onnxq.graph import CONTRIB, NOTHING, Names, Uses, is_standard, number, present, producer, with_number
 from onnxq.hard_sigmoid import HARD_SIGMOID
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
 
 TOLERANCE = 1e-5  # relative, of constants that an exporter has rounded
-NOTHING = (None, math.nan)
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,8 @@ def _spell_out(graph: gs.Graph, names: Names, node: gs.Node) -> None:
 
 def _fold_ramp(uses: Uses, clip: gs.Node) -> bool:
     """Make a Clip a HardSigmoid if an Add in front of it and a factor behind it amount to one; whether they do."""
-    low, high = (_number(present(clip, index)) for index in (1, 2))
-    x, shift = _with_number(producer(clip.inputs[0]), "Add")
+    low, high = (number(present(clip, index)) for index in (1, 2))
+    x, shift = with_number(producer(clip.inputs[0]), "Add")
     product, last = _product_behind(uses, clip)
     if low != 0.0 or high is None or high <= 0.0 or x is None:
         return False
@@ -78,7 +77,7 @@ def _fold_gelu(uses: Uses, erf: gs.Node) -> bool:
     if add is None or x is None or not _is_close(slope, math.sqrt(0.5)):
         return False
     product, last = _product_behind(uses, add)
-    if product is None or not _is_close(_with_number(add, "Add")[1], 1.0):
+    if product is None or not _is_close(with_number(add, "Add")[1], 1.0):
         return False
     factor = next(t for t in product.inputs if t is not add.outputs[0])
     half, part = _scaled(producer(factor))  # x / 2, or x with the half behind it
@@ -112,25 +111,9 @@ def _product_behind(uses: Uses, node: gs.Node) -> tuple[gs.Node | None, gs.Node 
 def _scaled(node: gs.Node | None) -> tuple[gs.Tensor | None, float]:
     """What a Mul or Div by a constant number multiplies, and by what; nothing of any other node."""
     if node is not None and node.op == "Div" and is_standard(node):
-        divisor = _number(node.inputs[1])
+        divisor = number(node.inputs[1])
         return (node.inputs[0], 1.0 / divisor) if divisor else NOTHING
-    return _with_number(node, "Mul")
-
-
-def _with_number(node: gs.Node | None, op: str) -> tuple[gs.Tensor | None, float]:
-    """The activation and the constant number that an Add or Mul takes in any order; nothing of any other node."""
-    if node is None or node.op != op or not is_standard(node):
-        return NOTHING
-    left, right = node.inputs
-    x, constant = (right, left) if is_constant(left) else (left, right)
-    number = _number(constant)
-    return NOTHING if number is None else (x, number)
-
-
-def _number(tensor: gs.Tensor | None) -> float | None:
-    """The value of a float32 initializer of one element, None for anything else: what is computed with it is float32 too."""
-    values = None if tensor is None else float_values(tensor)
-    return float(values.item()) if values is not None and values.size == 1 else None
+    return with_number(node, "Mul")
 
 
 def _is_close(number: float, wanted: float) -> bool:
