@@ -8,6 +8,7 @@ from pathlib import Path
 
 SCRIPTS = (
     *("int8.py", "low_bits.py", "mixed.py", "weight_only.py", "activations.py", "recurrent.py"),
+    *("field.py", "narrow.py"),
     *("lapq.py", "search_cost.py", "ablations.py", "matching.py"),
     *("multipoint.py", "joint_points.py", "point_forms.py", "decomposition.py"),
     *("exactness.py", "portable.py", "saturation.py", "backend.py"),

@@ -291,10 +291,28 @@ def _pair(ours: dict, theirs: dict, key: str, form: str, unit: str = "") -> str:
     )
 
 
+def field_table(results: dict) -> str:
+    """Deployed models: what is as in float and SQNR, by the way of compiling; size and speed of the default."""
+    rows = ["| model | onnxruntime | once | default | accurate | size | speed |", "|---" * 7 + "|"]
+    for model, ways in results.items():
+        if model == "versions":
+            continue
+        cells = [f"{100 * ways[way]['same']:.1f} %, {ways[way]['sqnr_db']:.1f} dB" for way in FIELD_WAYS]
+        default = ways["default"]
+        rows.append(
+            "| "
+            + " | ".join((model, *cells, f"{default['bytes'] / 1e3:,.0f} kB", f"{default['speedup']:.2f}x"))
+            + " |"
+        )
+    return "\n".join(rows)
+
+
 BENCHMARKS = "docs/benchmarks.md"
+FIELD_WAYS = ("onnxruntime", "once", "default", "accurate")
 TABLES = (  # page, name of the mark, results, rows
     ("README.md", "table", "peers.json", peers.short),
     (BENCHMARKS, "table", "int8.json", table),
+    (BENCHMARKS, "table", "field.json", field_table),
     (BENCHMARKS, "table", "low_bits.json", widths_table),
     ("docs/lapq.md", "joint", "lapq.json", joint_table),
     ("docs/lapq.md", "table", "search_cost.json", cost_table),

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.branches import Branch, branch, depths
-from onnxq.graph import Uses, float_values, is_constant, present
+from onnxq.graph import Uses, float_values, is_constant, present, producer
 from onnxq.program import Unit
 from onnxq.rules import RELU, Rule, refusal, takes_number
 from onnxq.selection import added_vector, kept_in_float, writes_float32
@@ -70,6 +70,7 @@ class Placement:
         self._find_compute()
         self._need_layout_inputs()
         self._find_rest()
+        self._explain_activations()
         return self
 
     def group(self, tensor: str) -> str:
@@ -281,6 +282,13 @@ class Placement:
             if rule.role == "layout":
                 for output in node.outputs:
                     self._tie(inputs[0], output.name)
+
+    def _explain_activations(self) -> None:
+        """Say of activations that would vanish into a layer that the layer is float."""
+        for node in self.graph.nodes:
+            maker = producer(node.inputs[0]) if node.op in RELU and node.name in self.floats else None
+            if maker is not None and maker.name in self.floats and node.name not in self.skipped:
+                self.floats[node.name] = f"the {maker.op} in front of it stays float"
 
     def _not_worth(self, node: gs.Node, rule: Rule, inputs: tuple[str, ...]) -> str | None:
         """Why a node that could run on codes should not, None when it should."""

@@ -39,6 +39,7 @@ class Target:
         pair_limit: largest magnitude that 255 times the sum of two neighbouring weights may reach in 16 bits on some
             machines; 0 when the kernels accumulate in 32 bits everywhere.
         narrow_depthwise: depthwise convolutions of at most so many channels are faster in float.
+        narrow_inputs: convolutions over at most so many channels are faster in float, unless rows of their windows are long.
         pads_channels: whether convolutions over three channels are faster with a fourth one of zeros.
     """
 
@@ -55,6 +56,7 @@ class Target:
     guard: Literal["none", "channel", "slope"] = "none"
     pair_limit: int = 0
     narrow_depthwise: int = 0
+    narrow_inputs: int = 0
     pads_channels: bool = False
 
     def rule(self, node: gs.Node) -> Rule | None:
@@ -171,6 +173,7 @@ ORT_CPU = Target(
     guard="channel",
     pair_limit=32767,
     narrow_depthwise=64,
+    narrow_inputs=2,
     pads_channels=True,
 )
 

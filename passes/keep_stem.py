@@ -1,7 +1,9 @@
-"""Keep the first convolution and a narrow depthwise one behind it in float.
+"""Keep convolutions in float that 8 bits make slower: over one or two channels, and a stem with a narrow depthwise one.
 
 An 8-bit depthwise kernel works on pixels one after the other; below some width the runtime's float kernels are faster by more
-than the rest of the network gains. At full image resolution that decides whether the whole model gets faster.
+than the rest of the network gains. At full image resolution that decides whether the whole model gets faster. In front of an
+8-bit product each row of each window is copied, all channels of its pixels together; over one or two channels the copies of short
+rows take longer than the float convolution, and so do those for a single output ([measured](../bench/results/narrow.json)).
 """
 
 from __future__ import annotations
@@ -15,34 +17,50 @@ from onnxq.graph import Uses
 from onnxq.hard_sigmoid import swish
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
+from onnxq.target import Target
 
 ACTIVATIONS = ("Relu", "Clip", "LeakyRelu")
+LONG_ROW = 32  # pixels, which are copied as fast as they are multiplied
 
 
 @dataclass(frozen=True)
 class KeepStem(Pass):
-    """Leave a first convolution and the narrow depthwise convolution behind it in float, where the target's float kernels win."""
+    """Leave convolutions over one or two channels, and stems with a narrow depthwise one, in float where that is faster."""
 
     name: ClassVar[str] = "keep-stem"
 
     def run(self, program: Program, ctx: Context) -> PassResult:
-        if not ctx.target.narrow_depthwise:
-            return PassResult()
-        uses = Uses(program.graph)
-        kept: dict[str, str] = {}
-        for tensor in program.graph.inputs:
-            first = uses.only_reader(tensor)
-            second = _behind(uses, first) if first is not None and first.op == "Conv" else None
-            if first is None or second is None or not _is_depthwise(second):
-                continue
-            channels = int(second.inputs[1].shape[0])
-            if channels <= ctx.target.narrow_depthwise:
-                reason = (
-                    f"{ctx.target.name} runs depthwise convolutions of {channels} channels faster in float"
-                )
-                kept |= {first.name: reason, second.name: reason}
+        kept = _over_few_channels(program.graph, ctx.target) | _stems(program.graph, ctx.target)
         program.floats |= kept
         return PassResult(len(kept), kept)
+
+
+def _over_few_channels(graph: gs.Graph, target: Target) -> dict[str, str]:
+    """Reasons of convolutions over few channels by name."""
+    kept = {}
+    for node in graph.nodes:
+        if node.op != "Conv" or node.inputs[1].shape is None or node.attrs.get("group", 1) > 1:
+            continue
+        outputs, channels, *_, row = map(int, node.inputs[1].shape)
+        if channels <= target.narrow_inputs and (row < LONG_ROW or outputs == channels == 1):
+            of = "one channel" if channels == 1 else f"{channels} channels"
+            kept[node.name] = f"{target.name} runs convolutions over {of} faster in float"
+    return kept
+
+
+def _stems(graph: gs.Graph, target: Target) -> dict[str, str]:
+    """Reasons of first convolutions and narrow depthwise ones behind them by name."""
+    uses, kept = Uses(graph), dict[str, str]()
+    for tensor in graph.inputs:
+        first = uses.only_reader(tensor)
+        second = _behind(uses, first) if first is not None and first.op == "Conv" else None
+        if first is None or second is None or not _is_depthwise(second):
+            continue
+        channels = int(second.inputs[1].shape[0])
+        if channels <= target.narrow_depthwise:
+            reason = f"{target.name} runs depthwise convolutions of {channels} channels faster in float"
+            kept |= {first.name: reason, second.name: reason}
+    return kept
 
 
 def _behind(uses: Uses, node: gs.Node) -> gs.Node | None:

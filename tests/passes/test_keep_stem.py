@@ -1,4 +1,4 @@
-"""The first convolution and the narrow depthwise one behind it stay float, and nothing else does."""
+"""Stems with a narrow depthwise convolution and convolutions over one or two channels stay float, and nothing else does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxq.passes.keep_stem import KeepStem
 from onnxq.pipeline import Context, Pipeline
 from onnxq.program import Program
-from onnxq.target import ORT_CPU
+from onnxq.target import ORT_CPU, find_target
 
 Array = NDArray[Any]
 ParseProgram = Callable[..., Program]
@@ -116,3 +116,47 @@ def test_every_input_may_have_a_stem(parse_program: ParseProgram) -> None:
         {FIRST} r = Relu(c) {DEPTH} [other] e = Conv(z, w) f = Conv<group=8>(e, k) y = Add(d, f) }}"""
     program = parse_program(text, {k: v for k, v in weights().items() if k != "p"}, 17)
     assert KeepStem().run(program, Context()).changed == 4
+
+
+@pytest.mark.parametrize(("channels", "keeps"), [(1, True), (2, True), (3, False)])
+@pytest.mark.parametrize("form", ["", "<group=1>"])
+def test_convolutions_over_few_channels_stay_float(
+    channels: int, keeps: bool, form: str, parse_program: ParseProgram
+) -> None:
+    text = f"""g (float[N,{channels},9,8] x) => (float[N,o,p,q] y) {{
+        [first] c = Conv{form}(x, w) r = Relu(c) [second] y = Conv(r, v)
+    }}"""
+    constants = {"w": np.ones((8, channels, 3, 3), np.float32), "v": np.ones((4, 8, 3, 3), np.float32)}
+    program = parse_program(text, constants)
+    result = KeepStem().run(program, Context())
+    assert set(program.floats) == set(result.skipped) == ({"first"} if keeps else set())
+    if keeps:
+        assert "faster in float" in program.floats["first"]
+
+
+@pytest.mark.parametrize(
+    ("channels", "width", "outputs", "keeps"),
+    [(1, 31, 8, True), (1, 32, 8, False), (2, 32, 1, False), (1, 256, 1, True), (2, 31, 64, True)],
+)
+def test_long_rows_are_copied_fast(
+    channels: int, width: int, outputs: int, keeps: bool, parse_program: ParseProgram
+) -> None:
+    text = f"g (float[N,{channels},1024] x) => (float[N,o,p] y) {{ [first] y = Conv(x, w) }}"
+    program = parse_program(text, {"w": np.ones((outputs, channels, width), np.float32)})
+    KeepStem().run(program, Context())
+    assert set(program.floats) == ({"first"} if keeps else set())
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino", "tensorrt"])
+def test_targets_that_were_not_measured_keep_nothing(target: str, parse_program: ParseProgram) -> None:
+    text = "g (float[N,1,9,8] x) => (float[N,o,p,q] y) { y = Conv(x, w) }"
+    program = parse_program(text, {"w": np.ones((8, 1, 3, 3), np.float32)})
+    KeepStem().run(program, Context(target=find_target(target)))
+    assert not program.floats
+
+
+def test_a_depthwise_convolution_has_one_channel_a_group(parse_program: ParseProgram) -> None:
+    text = "g (float[N,8,9,8] x) => (float[N,o,p,q] y) { y = Conv<group=8>(x, w) }"
+    program = parse_program(text, {"w": np.ones((8, 1, 3, 3), np.float32)})
+    KeepStem().run(program, Context())
+    assert not program.floats
