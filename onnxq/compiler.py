@@ -20,6 +20,7 @@ from onnxq.mixed_precision import keep_floor
 from onnxq.model.disk import DataFile, Spool
 from onnxq.model.load import load_model
 from onnxq.model.prepare import prepare
+from onnxq.model.quantized import ALREADY, is_quantized
 from onnxq.model.session import CPU
 from onnxq.model.skeleton import model_bytes
 from onnxq.model.write import write_model
@@ -357,6 +358,7 @@ def _load(
 ) -> Job:
     read = model if isinstance(model, onnx.ModelProto) else load_model(model)
     prepared, notes = prepare(read, opset)
+    notes = (f"the model is {ALREADY}", *notes) if is_quantized(read) else notes
     data = _open(calibration, prepared, images)
     original = Original.of(read, data is not None or table_path is not None)
     table = None if table_path is None else CalibrationTable.load(table_path)

@@ -44,6 +44,14 @@ def test_eight_bits_keep_the_accuracy(models_dir: Path, name: str, options: dict
     assert done.report.quantized_bytes < done.report.float_bytes / 2.5
 
 
+def test_a_quantized_model_is_said_to_be_one(models_dir: Path) -> None:
+    once = compiled(models_dir, "digits_cnn")
+    twice = onnxq.compile_model(once.model, models_dir / "digits_calib.npz", threads=1, speed=False)
+    sentence = "the model is quantized already: compile the float model it was made from"
+    assert sentence in twice.report.notes
+    assert sentence not in once.report.notes
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_without_data_the_model_is_smaller_and_as_good(models_dir: Path, name: str) -> None:
     done = onnxq.compile_model(models_dir / f"{name}.onnx", threads=1, speed=False)

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnxq.model.opset import DEFAULT
+from onnxq.model.quantized import ALREADY, is_quantized
 from onnxq.model.skeleton import PROTOBUF_LIMIT
-from onnxq.model.tensors import ELEMENTS, all_graphs, storage_bytes, subgraphs, tensor_array
+from onnxq.model.tensors import ELEMENTS, storage_bytes, subgraphs, tensor_array
 from onnxq.saturation import excess, pair_limit
 
 # Index of the weights, and the kind whose reduction order they have.
@@ -24,7 +25,6 @@ INTEGER_WEIGHTS = {
     "QGemm": (3, "Gemm"),
 }
 FLOAT_WEIGHTS = {"Conv": (1, "Conv"), "MatMul": (1, "MatMul"), "Gemm": (1, "Gemm")}
-QUANTIZED = {*INTEGER_WEIGHTS, "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulNBits"}
 
 
 def model_hazards(model: ModelProto) -> list[str]:
@@ -65,12 +65,7 @@ def _bodies(graph: GraphProto) -> Iterator[str]:
 
 def _quantized(model: ModelProto) -> Iterator[str]:
     if is_quantized(model):
-        yield "it is quantized already: compile the float model it was made from"
-
-
-def is_quantized(model: ModelProto) -> bool:
-    """Whether nodes of the model compute or store codes."""
-    return any(node.op_type in QUANTIZED for graph in all_graphs(model.graph) for node in graph.node)
+        yield f"it is {ALREADY}"
 
 
 def _saturation(graph: GraphProto) -> Iterator[str]:

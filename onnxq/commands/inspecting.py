@@ -10,11 +10,12 @@ from typing import Any
 from onnx import ModelProto, ValueInfoProto
 
 from onnxq.choices import Choices
-from onnxq.commands.hazards import is_quantized, model_hazards
+from onnxq.commands.hazards import model_hazards
 from onnxq.errors import ModelError, OnnxqError
 from onnxq.model.load import load_model
 from onnxq.model.opset import DEFAULT, default_opset
 from onnxq.model.prepare import prepare
+from onnxq.model.quantized import is_quantized
 from onnxq.model.session import optimized_model
 from onnxq.model.tensors import ELEMENTS, all_graphs, storage_bytes
 from onnxq.pipeline import Context, Pipeline
