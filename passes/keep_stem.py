@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from onnxq.graph import Uses
+from onnxq.graph import Uses, is_constant
 from onnxq.hard_sigmoid import swish
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
@@ -39,7 +39,7 @@ def _over_few_channels(graph: gs.Graph, target: Target) -> dict[str, str]:
     """Reasons of convolutions over few channels by name."""
     kept = {}
     for node in graph.nodes:
-        if node.op != "Conv" or node.inputs[1].shape is None or node.attrs.get("group", 1) > 1:
+        if node.op != "Conv" or not is_constant(node.inputs[1]) or node.attrs.get("group", 1) > 1:
             continue
         outputs, channels, *_, row = map(int, node.inputs[1].shape)
         if channels <= target.narrow_inputs and (row < LONG_ROW or outputs == channels == 1):
@@ -71,6 +71,6 @@ def _behind(uses: Uses, node: gs.Node) -> gs.Node | None:
 
 
 def _is_depthwise(node: gs.Node) -> bool:
-    if node.op != "Conv" or node.inputs[1].shape is None:
+    if node.op != "Conv" or not is_constant(node.inputs[1]):
         return False
     return bool(node.attrs.get("group", 1) > 1 and node.inputs[1].shape[1] == 1)

@@ -155,6 +155,14 @@ def test_targets_that_were_not_measured_keep_nothing(target: str, parse_program:
     assert not program.floats
 
 
+@pytest.mark.parametrize("form", ["", "<group=8>"])
+def test_weights_that_are_computed_have_no_sizes_to_go_by(form: str, parse_program: ParseProgram) -> None:
+    text = f"g (float[N,8,9,8] x, float[o,i,3,3] w) => (float[N,a,b,c] y) {{ r = Conv(x, w) y = Conv{form}(r, w) }}"
+    program = parse_program(text, {})
+    KeepStem().run(program, Context())
+    assert not program.floats
+
+
 def test_a_depthwise_convolution_has_one_channel_a_group(parse_program: ParseProgram) -> None:
     text = "g (float[N,8,9,8] x) => (float[N,o,p,q] y) { y = Conv<group=8>(x, w) }"
     program = parse_program(text, {"w": np.ones((8, 1, 3, 3), np.float32)})
