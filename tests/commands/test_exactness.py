@@ -101,7 +101,7 @@ def test_the_command_line(files: tuple[Path, Path], capsys: pytest.CaptureFixtur
     settings = ("--data", TEST, "--samples", "5", "--threads", "1", "--exact")
     code, out, err = run(capsys, "compare", str(files[1]), *settings)
     assert (code, err) == (0, "")
-    assert "tensors differ, first in stem.relu" in " ".join(out.split())
+    assert "tensors differ, first in stage2.relu1" in " ".join(out.split())
     assert out.rstrip().endswith("5 samples")
     code, out, _ = run(capsys, "compare", str(CNN), str(files[0]), *settings, "--json")
     result: dict[str, Any] = json.loads(out)

@@ -421,8 +421,10 @@ def test_golden(parse_program: ParseProgram, golden: Callable[[str, ModelProto],
     golden("emit_integer", emit(program, "emit-integer")[0])
 
 
-def assert_forms_agree(model: Path, calibration: Any, feeds: Mapping[str, Array], output: str) -> None:
-    """Both forms of the preset give the same bits and run as much in integers."""
+def assert_forms_agree(
+    model: Path, calibration: Any, feeds: Mapping[str, Array], output: str, floats: int = 0
+) -> None:
+    """Both forms of the preset give the same bits and run as much in integers, all but so many convolutions."""
     forms = [
         compile_model(model, calibration, form=form, samples=32, threads=1, speed=False)
         for form in ("qdq", "integer")
@@ -435,14 +437,15 @@ def assert_forms_agree(model: Path, calibration: Any, feeds: Mapping[str, Array]
         assert (form.report.coverage.share or 0.0) > 0.9
     rows = [[(r.name, r.status) for r in f.report.nodes] for f in forms]
     assert rows[0] == rows[1]
-    assert not operators(forms[1].model)["Conv"]
+    assert operators(forms[1].model)["Conv"] == floats
 
 
 @pytest.mark.parametrize("name", ["digits_cnn", "digits_transformer"])
 def test_models_that_ship_give_the_same_bits_in_both_forms(name: str, models_dir: Path) -> None:
     with np.load(models_dir / "digits_test.npz") as file:
         feeds = {"image": file["image"][:64]}
-    assert_forms_agree(models_dir / f"{name}.onnx", models_dir / "digits_calib.npz", feeds, "logits")
+    calib = models_dir / "digits_calib.npz"
+    assert_forms_agree(models_dir / f"{name}.onnx", calib, feeds, "logits", floats=1)  # over one channel
 
 
 def test_a_residual_network_gives_the_same_bits_in_both_forms(data_dir: Path) -> None:
