@@ -2,7 +2,7 @@
 
     python bench/narrow.py        writes bench/results/narrow.json
 
-Both kernels take turns on one thread; `times` is the median of the float kernel over that of the integer one, so that below 1
+Both kernels take turns on one thread; a figure is the median of the float kernel over that of the integer one, so that below 1
 integers are slower. Conversions between float and codes are not part of it.
 """
 

@@ -81,10 +81,7 @@ def write_line(borders: Borders, unit: Unit, nodes: Mapping[str, gs.Node]) -> No
     """Write a line as an addition on codes; see `onnxq.lines`."""
     node, after, inputs = nodes[unit.name], activation(unit, nodes), []
     limits = own_bounds(unit) if after is None else bounds_of(after)
-    operands = summands(borders, unit, nodes)
-    for name in unit.nodes[1:]:
-        remove_node(borders.graph, nodes[name])
-    for operand in operands:
+    for operand in summands(borders, unit, nodes):
         floats = gs.Variable(borders.names.fresh(f"{operand[1].name}_dq"), FLOAT, operand[0].shape)
         borders.append("DequantizeLinear", unit.output, list(operand), [floats])
         inputs.append(floats)

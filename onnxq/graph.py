@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 from onnxq.model.surgeon import constant_values
 
 CONTRIB = "com.microsoft"  # operators of onnxruntime's own
-NOTHING = (None, math.nan)
+NOTHING = (None, math.nan)  # of `with_number`
 NO_ATTRIBUTES: Mapping[str, Any] = MappingProxyType({})
 
 

@@ -238,7 +238,7 @@ BiasCorrection = Annotated[
     str | None,
     option(
         "How shifted means are put right: deployed, spreads too; output, those of weights; better, the one of them with "
-        "less noise; exact; none (better below 8 bits, else output).",
+        "less noise; exact; none (better below 8 bits and where 8 bits are noisy, else output).",
         metavar="KIND",
         panel=QUANTIZATION,
     ),

@@ -24,7 +24,7 @@ AUTO = "auto"
 
 def thorough(steps: Pipeline) -> Pipeline | None:
     """The pipeline with the costly choices that its passes leave open, None where there are none; fewer bits have them anyway."""
-    left_open = [option for option in THOROUGH if set(steps.values(option)) == {AUTO}]
+    left_open = _left_open(steps)
     if not left_open or steps.fewest_bits < BYTE:
         return None
     for option in left_open:
@@ -55,10 +55,16 @@ def better_attempt(
         return first, None
     second = make(more, ctx.named("second attempt"))
     after = _sqnr_db(second)
-    tried = f"an SQNR of {before:.1f} dB is low, so that a second attempt chose ranges by squared error and matched outputs"
+    chosen = ", ".join(f"{option}={THOROUGH[option]}" for option in _left_open(steps))
+    tried = f"an SQNR of {before:.1f} dB is low, so that there was a second attempt with {chosen}"
     if after > before:
         return second, f"{tried}: {after:.1f} dB"
     return first, f"{tried}, which brought nothing: {after:.1f} dB"
+
+
+def _left_open(steps: Pipeline) -> list[str]:
+    """Options that all passes leave open."""
+    return [option for option in THOROUGH if set(steps.values(option)) == {AUTO}]
 
 
 def _sqnr_db(made: Attempt) -> float:

@@ -214,10 +214,7 @@ def _elementwise(kernel: _Kernel) -> None:
 
 
 def _line(kernel: _Kernel) -> None:
-    unit, nodes = kernel.unit, kernel.nodes
-    operands = [t for operand in summands(kernel.borders, unit, nodes) for t in operand]
-    if unit.kind == "Mul" and len(unit.nodes) > 1 and nodes[unit.nodes[1]].op == "Add":
-        remove_node(kernel.borders.graph, nodes[unit.nodes[1]])
+    operands = [t for operand in summands(kernel.borders, kernel.unit, kernel.nodes) for t in operand]
     kernel.node.attrs = {}
     kernel.write("QLinearAdd", [*operands, *kernel.output_grid()])
 

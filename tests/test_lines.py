@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import onnxq
+from onnxq.affine import affine_params, dequantize
 from onnxq.data import input_specs, open_data
 from onnxq.measure.coverage import read_coverage
 from onnxq.model.session import make_session, session_and_optimized
@@ -118,6 +120,32 @@ def test_a_product_that_others_read_is_a_line_of_its_own(parse_program: ParsePro
     )
     lines = [unit for unit in program.units.values() if unit.kind in ("Mul", "Add") and len(unit.inputs) == 1]
     assert [(unit.inputs, unit.outputs) for unit in lines] == [(("c",), ("m",)), (("m",), ("r",))]
+
+
+@pytest.mark.parametrize("form", ["qdq", "integer"])
+def test_a_grid_beyond_the_activation_is_cut_there(form: str, parse_program: ParseProgram) -> None:
+    """As that of a tensor which shares its scale with others is."""
+    program, ctx = planned(parse_program, "s = Add(c, two) r = Clip(s, zero, half) y = Conv(r, v)")
+    program.plan["r"] = replace(program.plan["r"], params=affine_params(-1.0, 2.0, program.plan["r"].scheme))
+    Pipeline.parse(f"emit-{form}").run(program, ctx)
+    names = [program.codes["r"]]
+    (codes,) = make_session(program.to_model(), threads=1, extra_outputs=names).run(names, {"x": X})
+    values = dequantize(codes, program.params("r"))
+    assert (values.min(), values.max()) == pytest.approx((0.0, 0.5), abs=float(program.params("r").scale) / 2)
+
+
+def test_two_products_are_two_lines(parse_program: ParseProgram) -> None:
+    program, _ = planned(parse_program, "m = Mul(c, half) r = Mul(m, third) y = Conv(r, v)")
+    assert [unit.outputs for unit in program.units.values() if unit.kind == "Mul"] == [("m",), ("r",)]
+
+
+def test_an_addition_that_is_skipped_stays_float(parse_program: ParseProgram) -> None:
+    text = "g (float[N,4,16,16] x) => (float[a,b,e,d] y) {c = Conv(x, w) m = Mul(c, half) [left] r = Add(m, two) y = Conv(r, v)}"
+    values = {name: np.array(VALUES[name], np.float32) for name in ("w", "v", "half", "two")}
+    program = parse_program(text, values)
+    Pipeline.parse("annotate:small=0,skip=left").run(program, Context())
+    assert "left" in program.floats
+    assert [unit.outputs for unit in program.units.values() if unit.kind == "Mul"] == [("m",)]
 
 
 def test_a_network_of_lines_and_hard_swishes_runs_in_integers(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from onnx import ModelProto
 
 import onnxq
 from onnxq import second_attempt
-from onnxq.pipeline import Pipeline
+from onnxq.pipeline import Context, Pipeline
 from onnxq.presets import preset_pipeline
 from onnxq.second_attempt import thorough
 
@@ -72,6 +73,12 @@ def test_noisy_network_is_compiled_as_below_8_bits(noisy: tuple[ModelProto, Feed
     assert done.report.pipeline == wanted.report.pipeline
 
 
+def test_the_note_names_only_what_was_left_open(noisy: tuple[ModelProto, Feeds]) -> None:
+    (note,) = notes(compiled(*noisy, ranges="minmax"))
+    assert "correction=better" in note
+    assert "ranges" not in note
+
+
 def test_network_that_keeps_enough_is_compiled_once() -> None:
     done = compiled()
     assert not notes(done)
@@ -114,6 +121,20 @@ def test_floor_is_kept_by_a_second_attempt_before_layers_get_more_bits(
     steps = Pipeline.parse(done.report.pipeline)
     assert set(steps.values("ranges")) == {FULL["ranges"]}
     assert steps.values("correction") == [FULL["bias_correction"]]
+
+
+@pytest.mark.parametrize(("enough", "tries"), [(None, 1), (29.0, 1), (33.0, 2)])
+def test_the_first_attempt_stays_where_it_keeps_enough(enough: float | None, tries: int) -> None:
+    made: list[Any] = []
+
+    def make(steps: Pipeline, ctx: Context) -> Any:
+        main = SimpleNamespace(sqnr_db=30.0 + len(made))
+        made.append(SimpleNamespace(verification=SimpleNamespace(difference=SimpleNamespace(main=main))))
+        return made[-1]
+
+    found, note = second_attempt.better_attempt(make, PRESET, Context(), enough)
+    assert found is made[-1]
+    assert (len(made), note is None) == (tries, tries == 1)
 
 
 def test_thorough_pipeline_leaves_what_was_chosen() -> None:

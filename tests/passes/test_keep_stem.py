@@ -134,6 +134,14 @@ def test_convolutions_over_few_channels_stay_float(
         assert "faster in float" in program.floats["first"]
 
 
+def test_an_activation_behind_a_float_convolution_says_so(parse_program: ParseProgram) -> None:
+    text = "g (float[N,1,9,8] x) => (float[N,o,p,q] y) { [first] c = Conv(x, w) [after] r = Relu(c) y = Conv(r, v) }"
+    constants = {"w": np.ones((8, 1, 3, 3), np.float32), "v": np.ones((4, 8, 3, 3), np.float32)}
+    program = parse_program(text, constants)
+    Pipeline.parse("keep-stem annotate:small=0").run(program, Context())
+    assert program.floats["after"] == "the Conv in front of it stays float"
+
+
 @pytest.mark.parametrize(
     ("channels", "width", "outputs", "keeps"),
     [(1, 31, 8, True), (1, 32, 8, False), (2, 32, 1, False), (1, 256, 1, True), (2, 31, 64, True)],

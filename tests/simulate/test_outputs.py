@@ -193,8 +193,8 @@ def test_the_report_says_what_became_of_outputs(models_dir: Path, correction: st
 @pytest.mark.parametrize("model", ["digits_cnn", "digits_transformer"])
 def test_auto_takes_what_has_less_noise(models_dir: Path, model: str, bits: str) -> None:
     files = models_dir / f"{model}.onnx", models_dir / "digits_calib.npz"
-    found = {kind: sqnr_db(*files, bits, kind) for kind in ("output", "deployed", "auto")}
-    assert found["auto"] == max(found["output"], found["deployed"])
+    found = {kind: sqnr_db(*files, bits, kind) for kind in ("output", "deployed", "auto", "better")}
+    assert found["auto"] == found["better"] == max(found["output"], found["deployed"])
 
 
 def test_auto_leaves_what_would_add_noise(
