@@ -210,6 +210,8 @@ def test_auto_leaves_what_would_add_noise(
         monkeypatch.setattr(outputs, "match_outputs", lambda *_, found=found: found)
         assert outputs.matched(program, ctx, "deployed") is found
         judged = outputs.matched(program, ctx, "auto")
+        better = outputs.matched(program, ctx, "better")
+        assert (better.plan, better.biases) == (judged.plan, judged.biases)
         again = prepared(parse_program, "weights=int4:channel,activations=uint4")
         facts = CorrectBias().run(again, ctx).facts["outputs"]
         assert facts == {"matched": is_taken, "sqnr_db": judged.sqnr_db}
