@@ -21,7 +21,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
-import scipy
 from numpy.typing import NDArray
 
 from onnxq.channel_classes import Channels, Ids, Layer
@@ -169,6 +168,7 @@ def balance(
     Returns:
         Factors, (classes,), and the noise power with them as a part of that without.
     """
+    import scipy
 
     def noise(logs: Vector) -> tuple[float, Vector]:
         costs, slopes = zip(*(site.noise(logs, together) for site in sites), strict=True)

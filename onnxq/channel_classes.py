@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
-import scipy
 from numpy.typing import NDArray
 
 from onnxq.graph import Uses
@@ -134,6 +133,8 @@ class Walk:
 
     def classes(self) -> Channels:
         """Put channels that are tied into classes; class 0 takes all that are fixed."""
+        import scipy
+
         none = np.zeros(0, np.intp)
         left, right = (np.concatenate([none, *side]) for side in zip(*self.ties, (none, none), strict=True))
         links = scipy.sparse.coo_array((np.ones(len(left)), (left, right)), shape=(self.count, self.count))

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxq.errors import UsageError
-from onnxq.mixed_precision import check_floor
 from onnxq.pipeline import Pipeline
 from onnxq.precision import Bits, override_bits
 from onnxq.presets import WEIGHT_ONLY, WITHOUT_DATA, preset_pipeline
@@ -127,6 +126,8 @@ class Choices:
                 raise UsageError(f"{name} can only be chosen with calibration data; give some with --calib")
             steps = steps.with_option(name, value)
         if self.min_sqnr is not None:
+            from onnxq.mixed_precision import check_floor
+
             check_floor(steps, self.min_sqnr, has_data=has_data, checkpoint=self.checkpoint)
         return steps
 

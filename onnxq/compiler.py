@@ -16,7 +16,6 @@ from onnxq.choices import Choices
 from onnxq.data import Dataset, ImageOptions, input_specs, open_data, sources
 from onnxq.errors import DataError, UsageError
 from onnxq.measure.metrics import Accuracy, Evaluation, evaluate_model, find_metric
-from onnxq.mixed_precision import keep_floor
 from onnxq.model.disk import DataFile, Spool
 from onnxq.model.load import load_model
 from onnxq.model.prepare import prepare
@@ -268,6 +267,8 @@ def compile_chosen(
     floor, notes = None, list(job.notes)
     run = partial(attempt, job, clock=clock, speed=speed)
     if choices.min_sqnr is not None:
+        from onnxq.mixed_precision import keep_floor
+
         # wider codes than those of the pipeline need no newer operator set, so that all attempts start from the same model
         made, floor = keep_floor(run, steps, context, choices.min_sqnr, insist=choices.may_insist)
     elif choices.may_insist:

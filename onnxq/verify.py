@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnxruntime as ort
@@ -17,7 +17,6 @@ from onnxq.data import Batch
 from onnxq.errors import ModelError
 from onnxq.measure.compare import Difference, compare_sessions, run
 from onnxq.measure.coverage import Coverage, read_coverage
-from onnxq.measure.layers import LayerNoise, layer_noise
 from onnxq.measure.macs import count_macs, guessed_feeds
 from onnxq.measure.speed import Speed, race
 from onnxq.model.load import check_model
@@ -26,6 +25,9 @@ from onnxq.model.tensors import weight_bytes
 from onnxq.pipeline import Context
 from onnxq.program import Program
 from onnxq.report.model import NodeRow
+
+if TYPE_CHECKING:
+    from onnxq.measure.layers import LayerNoise
 
 COMPARED = 64  # samples that are compared: enough for a figure in dB, cheap next to calibration
 AT_ONCE = 8  # of them: a session keeps the memory of its largest run
@@ -72,7 +74,7 @@ def verify(
     del session  # one pair of sessions at a time: each may hold the weights twice
     timed = feeds if speed and ctx.target.local else None
     raced = _race(reference, compiled, timed, ctx) if timed is not None else None
-    layers = layer_noise(program, compiled, ctx) if ctx.layers else None
+    layers = _layers(program, compiled, ctx) if ctx.layers else None
     rows = node_rows(reference, program, coverage)
     expected = coverage if program.units else None  # of stored weights alone nothing runs in integers
     return Verification(rows, coverage, difference, raced, _warnings(expected, raced), layers)
@@ -97,6 +99,12 @@ def _difference(reference: onnx.ModelProto, session: ort.InferenceSession, ctx: 
         return None
     float_session = make_session(reference, threads=ctx.threads, provider=ctx.provider)
     return compare_sessions(float_session, session, ctx.judged, limit=ctx.up_to(COMPARED), batch=AT_ONCE)
+
+
+def _layers(program: Program, compiled: onnx.ModelProto, ctx: Context) -> LayerNoise | None:
+    from onnxq.measure.layers import layer_noise  # for a report alone
+
+    return layer_noise(program, compiled, ctx)
 
 
 def _macs(model: onnx.ModelProto, feeds: Mapping[str, Any] | None, sample: Batch | None) -> dict[str, int]:

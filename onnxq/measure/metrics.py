@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-import scipy
 from numpy.typing import NDArray
 from onnx import ModelProto
 
@@ -94,6 +93,8 @@ def top5(outputs: dict[str, Array], labels: Array | None) -> float:
 
 def cross_entropy(outputs: dict[str, Array], labels: Array | None) -> float:
     """Mean negative log-likelihood of the label, in nats; rows that are probabilities are taken as such, others as logits."""
+    import scipy
+
     scores, classes = _scores(outputs, labels, "cross-entropy")
     values = scores.astype(np.float64)
     sums = values.sum(axis=1)

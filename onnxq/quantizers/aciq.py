@@ -19,7 +19,6 @@ from functools import cache
 from typing import ClassVar, Literal
 
 import numpy as np
-import scipy
 
 from onnxq.calibration.statistics import TensorStatistics
 from onnxq.errors import unknown
@@ -91,6 +90,8 @@ def multiplier(family: str, bits: int) -> float:
     >>> [round(multiplier("laplace", bits), 2) for bits in (2, 3, 4, 8)]
     [2.83, 3.9, 5.03, 9.9]
     """
+    import scipy
+
     rounding = 3.0 * 4.0**bits
     if family == "laplace":
         return float(scipy.special.lambertw(rounding).real)  # a / rounding = exp(-a)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnxq.measure.compare import Difference
 from onnxq.measure.coverage import Coverage
-from onnxq.measure.layers import LayerNoise
-from onnxq.measure.metrics import Accuracy
 from onnxq.measure.speed import Speed
-from onnxq.mixed_precision import Floor
 from onnxq.pipeline import Step
+
+if TYPE_CHECKING:
+    from onnxq.measure.layers import LayerNoise
+    from onnxq.measure.metrics import Accuracy
+    from onnxq.mixed_precision import Floor
 
 
 @dataclass(frozen=True)

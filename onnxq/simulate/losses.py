@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy
 from numpy.typing import NDArray
 
 from onnxq.data import load_function
@@ -177,6 +176,8 @@ def _logs(scores: Array) -> NDArray[np.float64]:
     values = scores.astype(np.float64)
     if values.min(initial=0.0) >= 0.0 and np.allclose(values.sum(axis=1), 1.0, atol=1e-3):
         return np.log(np.maximum(values, TINY))
+    import scipy
+
     logs: NDArray[np.float64] = scipy.special.log_softmax(values, axis=1)
     return logs
 
@@ -189,6 +190,8 @@ def _spread(scores: Array) -> float:
 
 
 def _kl(found: Array, wanted: Array, spread: float) -> NDArray[np.float64]:
+    import scipy
+
     if wanted.ndim < 2:
         return _relative(found, wanted)
     p, q = (scipy.special.log_softmax(_logs(scores) / spread, axis=1) for scores in (wanted, found))
