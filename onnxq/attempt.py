@@ -11,6 +11,7 @@ import onnx
 
 from onnxq.calibration.table import CalibrationTable
 from onnxq.data import Dataset
+from onnxq.memory import give_back
 from onnxq.model.disk import DataFile, Spool
 from onnxq.model.load import model_digest
 from onnxq.model.skeleton import model_bytes
@@ -19,6 +20,8 @@ from onnxq.pipeline import Context, Pipeline, Step
 from onnxq.program import Program
 from onnxq.provenance import stamp
 from onnxq.verify import Verification, verify
+
+LARGE = 32 << 20  # bytes of a model whose weights are worth a look for what is not used any more
 
 
 @dataclass
@@ -137,6 +140,8 @@ def attempt(job: Job, steps: Pipeline, ctx: Context, clock: Clock, *, speed: boo
         model = program.to_model()
         slim(model, job.original.typed, job.prepared)
         stamp(model, str(_reproducible(steps)), ctx.seed, table)
+    if job.original.size > LARGE:
+        give_back()
     with clock.stage("verify"):
         deployed = {name: measure(model) for name, measure in program.deployed.items()}
         ctx.progress("verifying", 0, None)

@@ -16,6 +16,7 @@ from onnxq.choices import Choices
 from onnxq.data import Dataset, ImageOptions, input_specs, open_data, sources
 from onnxq.errors import DataError, UsageError
 from onnxq.measure.metrics import Accuracy, Evaluation, evaluate_model, find_metric
+from onnxq.memory import peak_rss_bytes
 from onnxq.model.disk import DataFile, Spool
 from onnxq.model.load import load_model
 from onnxq.model.prepare import prepare
@@ -24,7 +25,7 @@ from onnxq.model.session import CPU
 from onnxq.model.skeleton import model_bytes
 from onnxq.model.write import write_model
 from onnxq.pipeline import Context, Pipeline, Progress, no_progress
-from onnxq.provenance import peak_rss_bytes, versions
+from onnxq.provenance import versions
 from onnxq.report.model import Report
 from onnxq.scheme import QuantScheme
 from onnxq.second_attempt import better_attempt

@@ -12,6 +12,7 @@ as well, so nodes that stay float read it unharmed; one that a unit writes is em
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -136,7 +137,7 @@ class Placement:
         return unit
 
     def _is_small(self, node: gs.Node, rule: Rule) -> bool:
-        size = node.inputs[0 if rule.role == "table" else 1].values.size
+        size = math.prod(node.inputs[0 if rule.role == "table" else 1].shape)
         return (node.op in ("Gemm", "MatMul") and size <= self.small) or (
             rule.role == "table" and size <= SMALL_TABLE
         )
@@ -144,7 +145,7 @@ class Placement:
     def _is_tiny(self, node: gs.Node) -> bool:
         """Whether a small product would not even pay behind codes: a few weights, or an activation that makes it write codes."""
         after = self.uses.only_reader(node.outputs[0])
-        return bool(node.inputs[1].values.size < TINY) or (after is not None and after.op in RELU)
+        return math.prod(node.inputs[1].shape) < TINY or (after is not None and after.op in RELU)
 
     def _shares_weights(self, node: gs.Node, weight: str, axis: int) -> bool:
         """Whether the weights already belong to a node of another kind; the reason is noted."""

@@ -39,13 +39,3 @@ def stamp(model: onnx.ModelProto, pipeline: str, seed: int, table: CalibrationTa
     del model.metadata_props[:]
     for key, value in (*kept, *((PREFIX + k, v) for k, v in made.items())):
         model.metadata_props.add(key=key, value=value)
-
-
-def peak_rss_bytes() -> int:
-    """Peak resident memory of this process, 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.graph import NOTHING, float_values, is_constant, present, rank, with_number
+from onnxq.graph import NOTHING, float_values, is_constant, is_float_constant, present, rank, with_number
 
 RECURRENT = {"LSTM": 1, "GRU": 1, "RNN": 1}  # op -> index of the weights
 MATRICES = (1, 2)  # inputs of a recurrent layer that hold the weights of its data and of its state
@@ -57,10 +57,10 @@ def refusal(node: gs.Node) -> str | None:
 
 
 def _refuse_conv(node: gs.Node) -> str | None:
-    if float_values(node.inputs[1]) is None:
+    if not is_float_constant(node.inputs[1]):
         return "its weights are no float32 initializer"
     bias = present(node, 2)
-    if bias is not None and float_values(bias) is None:
+    if bias is not None and not is_float_constant(bias):
         return "its bias is no float32 initializer"
     if rank(node.inputs[1]) not in (3, 4, 5):
         return f"its weights have rank {rank(node.inputs[1])}"
@@ -68,7 +68,7 @@ def _refuse_conv(node: gs.Node) -> str | None:
 
 
 def _refuse_gemm(node: gs.Node) -> str | None:
-    if float_values(node.inputs[1]) is None:
+    if not is_float_constant(node.inputs[1]):
         return "its weights are no float32 initializer"
     if node.attrs.get("transA", 0):
         return "transA is set"
@@ -89,7 +89,7 @@ def _refuse_matmul(node: gs.Node) -> str | None:
         return "its left operand is constant"
     if not is_constant(right):
         return None if right.dtype == np.float32 else "its operands are not float32"
-    if float_values(right) is None:
+    if not is_float_constant(right):
         return "its weights are not float32"
     return None if rank(right) == 2 else f"its weights have rank {rank(right)}; the kernel takes matrices"
 
@@ -97,7 +97,7 @@ def _refuse_matmul(node: gs.Node) -> str | None:
 def _refuse_table(node: gs.Node) -> str | None:
     if not is_constant(node.inputs[0]):
         return None
-    if float_values(node.inputs[0]) is None:
+    if not is_float_constant(node.inputs[0]):
         return "its table is not float32"
     if is_constant(node.inputs[1]) or rank(node.inputs[0]) != 2 or node.attrs.get("axis", 0) != 0:
         return "it is no embedding lookup (rows of a matrix)"

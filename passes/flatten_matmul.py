@@ -14,7 +14,17 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.graph import Names, Uses, constant, float_values, is_standard, producer, rank, remove_node
+from onnxq.graph import (
+    Names,
+    Uses,
+    constant,
+    float_values,
+    is_float_constant,
+    is_standard,
+    producer,
+    rank,
+    remove_node,
+)
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
 from onnxq.rules import RELU
@@ -47,8 +57,8 @@ class FlattenMatMul(Pass):
 
 
 def _obstacle(node: gs.Node, add: gs.Node | None) -> str | None:
-    weight = float_values(node.inputs[1])
-    if weight is None or weight.ndim != 2:
+    weight = node.inputs[1]
+    if not is_float_constant(weight) or rank(weight) != 2:
         return "its right operand is no constant matrix"
     ranks = rank(node.inputs[0])
     if ranks is None or ranks < 2:

@@ -17,7 +17,7 @@ from onnxq.model.session import make_session
 from onnxq.pipeline import Context
 from onnxq.program import Program
 
-ACTIVATION_BYTES = 16 << 20
+ACTIVATION_BYTES = 8 << 20
 LARGEST_BATCH = 8
 
 
@@ -26,7 +26,7 @@ def collect(
 ) -> dict[str, TensorStatistics]:
     """Statistics of the named tensors over the context's samples; of a Concat there may be more than is needed.
 
-    Memory holds the activations of one batch, at most about 16 MB unless a single sample
+    Memory holds the activations of one batch, at most about 8 MB unless a single sample
     has more, and the statistics.
 
     Raises:

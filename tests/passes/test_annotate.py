@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxq.errors import UsageError
 from onnxq.pipeline import Context, Pipeline
@@ -554,6 +555,19 @@ def test_an_embedding_lookup_is_a_table_of_the_activations_scheme(annotated: Ann
     }
     program = annotated("y = Gather(t, i)", {"t": normal(1, 64, 64)}, "", **sizes)
     assert reason_of(program, "Gather") == "its table is small"
+
+
+def test_what_becomes_a_unit_keeps_its_weights_where_they_are(annotated: Annotated) -> None:
+    """Read values would be held beside those of the model, all of a network's at once."""
+    program = annotated(
+        "e = Gather(t, i) y = MatMul(e, w)",
+        {"t": normal(1, 100, 64), "w": BIG},
+        inputs="int64[N,5] i",
+        outputs="float[N,5,64] y",
+    )
+    assert sorted(kinds(program)) == ["Gather", "MatMul"]
+    tensors = program.graph.tensors()
+    assert all(isinstance(tensors[name]._values, LazyValues) for name in ("t", "w"))
 
 
 @pytest.mark.parametrize(
