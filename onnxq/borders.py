@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxq.affine import QuantParams, quantize
 from onnxq.bias import bias_codes, bias_params
 from onnxq.expansion import is_expanded, row_bias, row_codes, row_params
-from onnxq.graph import Names, constant, float_values, is_constant
+from onnxq.graph import Names, constant, float_values, is_constant, producer
 from onnxq.packing import Packer
 from onnxq.point_rows import PointRows
 from onnxq.program import Program, Unit
@@ -222,8 +222,35 @@ class Borders:
     def codes(self, tensor: str) -> gs.Variable:
         """Codes of a tensor; a QuantizeLinear after the float tensor when nobody holds them."""
         if tensor not in self._codes:
-            self._quantize(tensor, self.tensors[tensor], self._new_codes(tensor))
+            floats, grid = self.tensors[tensor], self.grid(tensor)
+            channels = self._pooled_channels(floats)
+            if channels is not None:
+                grid = self._channel_grid(tensor, channels)
+            self._quantize(tensor, floats, self._new_codes(tensor), grid)
         return self._codes[tensor]
+
+    def _pooled_channels(self, floats: gs.Tensor) -> int | None:
+        """Channels of what a MaxPool writes in float, None of anything else and where their number is not known.
+
+        onnxruntime moves a QuantizeLinear to the front of such a MaxPool, which takes many times as long on codes that come from
+        anywhere but a quantized convolution. It leaves one with equal scales along the channels where it is.
+        """
+        maker = producer(floats)
+        if self.target.guard != "channel" or maker is None or maker.op != "MaxPool" or floats.shape is None:
+            return None
+        return floats.shape[1] if isinstance(floats.shape[1], int) else None
+
+    def _channel_grid(self, tensor: str, channels: int) -> tuple[gs.Constant, gs.Constant]:
+        """Scale and zero point of an activation, repeated for each channel."""
+        kind = storage(self.program.plan[tensor].scheme)
+        return (
+            self.parameter(
+                f"{tensor}_scales", (tensor,), lambda p: np.full(channels, p.params(tensor).scale)
+            ),
+            self.parameter(
+                f"{tensor}_zps", (tensor,), lambda p: np.full(channels, p.params(tensor).zero_point, kind)
+            ),
+        )
 
     def values(self, tensor: str) -> gs.Tensor:
         """Dequantized values of a tensor."""
@@ -244,15 +271,7 @@ class Borders:
         if self.target.guard == "slope":
             self.append("LeakyRelu", tensor, [self.values(tensor)], [floats]).attrs["alpha"] = 1.0
             return floats
-        kind = storage(self.program.plan[tensor].scheme)
-        grid = [
-            self.parameter(
-                f"{tensor}_scales", (tensor,), lambda p: np.full(channels, p.params(tensor).scale)
-            ),
-            self.parameter(
-                f"{tensor}_zps", (tensor,), lambda p: np.full(channels, p.params(tensor).zero_point, kind)
-            ),
-        ]
+        grid = self._channel_grid(tensor, channels)
         self.append("DequantizeLinear", tensor, [self.codes(tensor), *grid], [floats]).attrs["axis"] = axis
         return floats
 
@@ -276,16 +295,23 @@ class Borders:
             bounds: of an activation whose work is to be done on codes.
         """
         raw = gs.Variable(self.names.fresh(f"{tensor}_float"), FLOAT, self.tensors[tensor].shape)
-        self._quantize(tensor, raw, self.hold(tensor), bounds)
+        self._quantize(tensor, raw, self.hold(tensor), self.grid(tensor), bounds)
         return raw
 
-    def _quantize(self, tensor: str, floats: gs.Tensor, codes: gs.Variable, bounds: Bounds = ALL) -> None:
+    def _quantize(
+        self,
+        tensor: str,
+        floats: gs.Tensor,
+        codes: gs.Variable,
+        grid: tuple[gs.Constant, gs.Constant],
+        bounds: Bounds = ALL,
+    ) -> None:
         limits = self.limits(tensor, bounds)
         if limits is None:
-            self.append("QuantizeLinear", tensor, [floats, *self.grid(tensor)], [codes])
+            self.append("QuantizeLinear", tensor, [floats, *grid], [codes])
             return
         open_codes = gs.Variable(self.names.fresh(f"{tensor}_raw"), codes.dtype, codes.shape)
-        self.append("QuantizeLinear", tensor, [floats, *self.grid(tensor)], [open_codes])
+        self.append("QuantizeLinear", tensor, [floats, *grid], [open_codes])
         self.append("Clip", tensor, [open_codes, *limits], [codes])
 
     def limits(self, tensor: str, bounds: Bounds = ALL) -> tuple[gs.Constant, gs.Constant] | None:

@@ -433,6 +433,25 @@ def test_the_runtime_writes_float_from_a_gemm(bias: str, parse_program: ParsePro
     assert kernels(emitted(program, {"x": normal(0, 8, 10)})) == {"QuantizeLinear": 1, "QGemm": 1}
 
 
+@both_forms
+@pytest.mark.parametrize("bits", ["", ",activations=uint4"])
+def test_a_max_pool_behind_a_float_layer_stays_float(
+    bits: str, form: str, parse_program: ParseProgram
+) -> None:
+    """The runtime would move the QuantizeLinear to its front, where its kernel takes ten times as long."""
+    pool = "p = MaxPool<kernel_shape=[2,2],strides=[2,2]>(c)"
+    text = f"g ({IMAGE}) => (float[N,6,3,3] y) {{ [mid] c = Conv(x, w) {pool} y = Conv(p, u) }}"
+    program = parse_program(text, {"w": W, "u": U}, 17)
+    model = emitted(program, form=form, annotate=f"annotate:small=0,skip=mid{bits}")
+    optimized = session_and_optimized(model, threads=1)[1]
+    (found_pool,) = nodes(optimized, "MaxPool")
+    made = next(n.op_type for n in optimized.graph.node if found_pool.input[0] in n.output)
+    assert made in ("Conv", "ReorderOutput")
+    assert kernels(model)["QLinearConv"] == 1
+    found, plain = outputs(model)["y"], outputs(model, optimize=False)["y"]
+    assert np.abs(found - plain).max() <= program.params("y").scale * 1.001  # a step where rounding ties
+
+
 def test_golden(parse_program: ParseProgram, golden: Callable[[str, ModelProto], None]) -> None:
     text = """g (float[N,3,5,5] x) => (float[N,2] y, float[N,4,3,3] r) {
         [first] c = Conv(x, w, b) r = Relu(c) [other] d = Conv(x, v) [sum] s = Add(r, d)
