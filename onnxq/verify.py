@@ -77,7 +77,8 @@ def verify(
     layers = _layers(program, compiled, ctx) if ctx.layers else None
     rows = node_rows(reference, program, coverage)
     expected = coverage if program.units else None  # of stored weights alone nothing runs in integers
-    return Verification(rows, coverage, difference, raced, _warnings(expected, raced), layers)
+    remarks = () if difference is None else difference.remarks()
+    return Verification(rows, coverage, difference, raced, (*remarks, *_warnings(expected, raced)), layers)
 
 
 def _verify_unrun(

@@ -94,6 +94,11 @@ def compare_files(
     show = counter("comparing", progress, source, samples)
     result = compare_sessions(one, other, source, limit=samples, batch=batch, progress=show)
     pass_on(source, warn)
+    never = next((name for name in result.apart if name not in result.outputs), None)
+    if never is not None:
+        raise ModelError(f"output {never!r} has different shapes in the two models in all samples")
+    for sentence in result.remarks():
+        warn(sentence)
     if result.main is None:
         raise ModelError(f"{a} has no outputs of numbers to compare")
     outputs = {name: difference.as_json() for name, difference in result.outputs.items()}

@@ -87,27 +87,46 @@ class OutputDifference:
 
 @dataclass
 class Difference:
-    """Differences of all outputs over the samples compared."""
+    """Differences of all outputs over the samples compared.
+
+    Attributes:
+        samples: run.
+        outputs: by name.
+        apart: samples in which an output has another shape, which are not compared, by name: how many boxes a detector finds or
+            how long a decoded text is follows from values.
+    """
 
     samples: int = 0
     outputs: dict[str, OutputDifference] = field(default_factory=dict)
+    apart: dict[str, int] = field(default_factory=dict)
 
     def update(self, reference: Outputs, other: Outputs, samples: int) -> None:
         """Add one batch of outputs, by name.
 
         Raises:
-            ModelError: an output is missing or has another shape.
+            ModelError: an output is missing or has another rank.
         """
         for name, value in reference.items():
             if not _is_numeric(value):
                 continue
             if name not in other:
                 raise ModelError(f"the second model has no output {name!r}; it has: {', '.join(other)}")
-            if np.shape(value) != np.shape(other[name]):
+            if np.ndim(value) != np.ndim(other[name]):
                 shapes = f"{np.shape(value)} and {np.shape(other[name])}"
                 raise ModelError(f"output {name!r} has different shapes in the two models: {shapes}")
+            if np.shape(value) != np.shape(other[name]):
+                self.apart[name] = self.apart.get(name, 0) + samples
+                continue
             self.outputs.setdefault(name, OutputDifference()).update(value, other[name])
         self.samples += samples
+
+    def remarks(self) -> tuple[str, ...]:
+        """A sentence for each output whose shape differs."""
+        return tuple(
+            f"the shape of output {name!r} follows from values and differs in {count} of {self.samples} samples,"
+            " which are not compared"
+            for name, count in self.apart.items()
+        )
 
     @property
     def main(self) -> OutputDifference | None:
@@ -148,14 +167,16 @@ def compare_sessions(
     batch: int = 32,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Difference:
-    """Run both sessions over the samples.
+    """Run both sessions over the samples; one by one where a batch takes the shape of an output from the values of all.
 
     Raises:
-        ModelError: a model cannot be run, or the outputs do not match in name or shape.
+        ModelError: a model cannot be run, or the outputs do not match in name or rank.
         DataError: the samples cannot be read.
     """
     result = Difference()
     for part in data.batches(batch, limit):
         result.update(run(reference, part.feeds), run(other, part.feeds), part.size)
+        if result.apart and batch > 1:
+            return compare_sessions(reference, other, data, limit=limit, batch=1, progress=progress)
         progress(result.samples)
     return result
