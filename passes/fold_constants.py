@@ -1,4 +1,4 @@
-"""Evaluate everything that does not depend on the inputs.
+"""Evaluate everything that does not depend on the inputs, and take out Identity nodes, which keep layers from what they absorb.
 
 Foldable nodes are run together in onnxruntime, so a fold means exactly what the runtime would compute. When
 that fails, or their results would take much memory at once, each half is tried by itself, until the nodes that must
@@ -38,7 +38,7 @@ KEPT = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 
 @dataclass(frozen=True)
 class FoldConstants(Pass):
-    """Evaluate nodes whose inputs are all constant.
+    """Evaluate nodes whose inputs are all constant; take out Identity nodes.
 
     Attributes:
         limit_mb: results larger than this many megabytes stay computed at run time.
@@ -48,12 +48,27 @@ class FoldConstants(Pass):
     limit_mb: int = 64
 
     def run(self, program: Program, ctx: Context) -> PassResult:
-        shapes = _fold_shapes(program.graph)
+        shapes = _drop_identities(program.graph) + _fold_shapes(program.graph)
         folder = _Folder(program, self.limit_mb << 20)
         folded = folder.fold(list(program.graph.nodes))
         if shapes + folded:
             program.graph.cleanup(remove_unused_graph_inputs=False)
         return PassResult(shapes + folded, folder.skipped)
+
+
+def _drop_identities(graph: gs.Graph) -> int:
+    """Take out each Identity of what a node or an input gives, but one that an output of the graph or a body needs."""
+    dropped, uses = 0, Uses(graph)
+    for node in list(graph.nodes):
+        if node.op != "Identity" or not is_standard(node) or uses.escapes(node.outputs[0]):
+            continue
+        source, result = node.inputs[0], node.outputs[0]
+        if is_constant(source):
+            continue  # it is evaluated
+        replace_reads(uses.readers(result), result, source)
+        remove_node(graph, node)
+        dropped += 1
+    return dropped
 
 
 def _fold_shapes(graph: gs.Graph) -> int:

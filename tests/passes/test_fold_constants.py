@@ -11,7 +11,7 @@ from onnx import ModelProto
 
 from onnxq.graph import all_nodes
 from onnxq.passes.fold_constants import FoldConstants
-from onnxq.pipeline import Context, PassResult
+from onnxq.pipeline import Context, PassResult, Pipeline
 from onnxq.program import Program
 
 A = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -52,6 +52,26 @@ def test_a_shared_initializer_and_a_shared_result(fold: Fold) -> None:
     assert (ops(program), result.changed) == (["Add", "Mul", "Add"], 1)
     add, mul, _ = program.graph.nodes
     assert add.inputs[1] is mul.inputs[1]
+
+
+def test_identities_go_unless_an_output_or_a_body_needs_them(fold: Fold) -> None:
+    text = """g (float[2,3] x, bool p) => (float[2,3] y, float[2,3] z, float[2,3] o) {
+        i = Identity(x) j = Identity(i) n = Neg(j) k = Identity(n) y = Abs(k)
+        o = Identity(n) b = Identity(n)
+        z = If (p) <then_branch = t () => (float[2,3] r) { r = Neg(b) }, else_branch = e () => (float[2,3] s) { s = Abs(x) }> }"""
+    program, result = fold(text, {})
+    assert (sorted(ops(program)), result.changed) == (["Abs", "Identity", "Identity", "If", "Neg"], 3)
+    assert {n.outputs[0].name for n in program.graph.nodes if n.op == "Identity"} == {"o", "b"}
+
+
+def test_a_layer_absorbs_what_an_identity_kept_away(parse_program: Callable[..., Program]) -> None:
+    program = parse_program(
+        "g (float[N,3,8,8] x) => (float[N,4,8,8] y) { c = Conv(x, w) i = Identity(c) y = Relu(i) }",
+        {"w": np.ones((4, 3, 1, 1), np.float32)},
+    )
+    Pipeline.parse("fold-constants annotate").run(program, Context())
+    (unit,) = program.units.values()
+    assert len(unit.nodes) == 2
 
 
 def test_an_output_of_the_graph_that_is_constant(fold: Fold) -> None:
