@@ -1,9 +1,11 @@
-"""Keep convolutions in float that 8 bits make slower: over one or two channels, and a stem with a narrow depthwise one.
+"""Keep convolutions in float that 8 bits make slower, and spectrograms.
 
 An 8-bit depthwise kernel works on pixels one after the other; below some width the runtime's float kernels are faster by more
 than the rest of the network gains. At full image resolution that decides whether the whole model gets faster. In front of an
 8-bit product each row of each window is copied, all channels of its pixels together; over one or two channels the copies of short
 rows take longer than the float convolution, and so do those for a single output ([measured](../bench/results/narrow.json)).
+
+Of a spectrogram 8 bits leave the loud alone, and a logarithm makes what they add to the quiet large.
 """
 
 from __future__ import annotations
@@ -17,20 +19,24 @@ from onnxq.graph import Uses, is_constant
 from onnxq.hard_sigmoid import swish
 from onnxq.pipeline import Context, Pass, PassResult
 from onnxq.program import Program
+from onnxq.spectrogram import spectrogram_layers
 from onnxq.target import Target
 
 ACTIVATIONS = ("Relu", "Clip", "LeakyRelu")
 LONG_ROW = 32  # pixels, which are copied as fast as they are multiplied
+LOGARITHM = "its result goes through a logarithm, which makes the noise of small values large"
 
 
 @dataclass(frozen=True)
 class KeepStem(Pass):
-    """Leave convolutions over one or two channels, and stems with a narrow depthwise one, in float where that is faster."""
+    """Leave in float spectrograms, and where that is faster narrow convolutions at the start."""
 
     name: ClassVar[str] = "keep-stem"
 
     def run(self, program: Program, ctx: Context) -> PassResult:
-        kept = _over_few_channels(program.graph, ctx.target) | _stems(program.graph, ctx.target)
+        graph, target = program.graph, ctx.target
+        kept = _over_few_channels(graph, target) | _stems(graph, target)
+        kept |= dict.fromkeys(spectrogram_layers(graph), LOGARITHM)
         program.floats |= kept
         return PassResult(len(kept), kept)
 
