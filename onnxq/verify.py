@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import onnxruntime as ort
 
+from onnxq.calibration.collect import at_once
 from onnxq.data import Batch
 from onnxq.errors import ModelError
 from onnxq.measure.compare import Difference, compare_sessions, run
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from onnxq.measure.layers import LayerNoise
 
 COMPARED = 64  # samples that are compared: enough for a figure in dB, cheap next to calibration
-AT_ONCE = 8  # of them: a session keeps the memory of its largest run
 RACE_SECONDS = 0.3
 RUN_LIMIT = 2**30  # bytes of weights, which each session rearranges in memory for its kernels
 SLOWER = 0.97  # a ratio below this is more than noise
@@ -70,7 +70,7 @@ def verify(
     sample = next(ctx.data.batches(1), None) if ctx.data is not None else None
     feeds = sample.feeds if sample is not None else guessed_feeds(reference)
     coverage = read_coverage(optimized, _macs(reference, feeds, sample)) if ctx.target.local else None
-    difference = _difference(reference, session, ctx)
+    difference = _difference(reference, session, program, ctx)
     del session  # one pair of sessions at a time: each may hold the weights twice
     timed = feeds if speed and ctx.target.local else None
     raced = _race(reference, compiled, timed, ctx) if timed is not None else None
@@ -95,11 +95,14 @@ def _verify_unrun(
     return Verification(node_rows(reference, program, None), None, None, None, (left_out,))
 
 
-def _difference(reference: onnx.ModelProto, session: ort.InferenceSession, ctx: Context) -> Difference | None:
+def _difference(
+    reference: onnx.ModelProto, session: ort.InferenceSession, program: Program, ctx: Context
+) -> Difference | None:
     if ctx.judged is None:
         return None
     float_session = make_session(reference, threads=ctx.threads, provider=ctx.provider)
-    return compare_sessions(float_session, session, ctx.judged, limit=ctx.up_to(COMPARED), batch=AT_ONCE)
+    batch = at_once(program, ctx)
+    return compare_sessions(float_session, session, ctx.judged, limit=ctx.up_to(COMPARED), batch=batch)
 
 
 def _layers(program: Program, compiled: onnx.ModelProto, ctx: Context) -> LayerNoise | None:

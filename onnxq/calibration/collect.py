@@ -19,6 +19,9 @@ from onnxq.program import Program
 
 ACTIVATION_BYTES = 8 << 20
 LARGEST_BATCH = 8
+RUN_BYTES = (
+    64 << 20
+)  # of activations in a run that returns the outputs alone; the session keeps the memory of its largest one
 
 
 def collect(
@@ -81,6 +84,18 @@ def activations(
         yield batch, {**batch.feeds, **run(session, batch.feeds, inner)}
         done += batch.size
         ctx.progress(label, done, expected)
+
+
+def at_once(program: Program, ctx: Context) -> int:
+    """Samples to run together where the outputs of the network alone are looked at: 8, or fewer that keep the activations with
+    statistics within 64 MB."""
+    if ctx.data is None:
+        return LARGEST_BATCH
+    count = ctx.data.count()
+    samples = ctx.calibrated if count is None else min(count, ctx.calibrated)
+    values = sum(statistics.count for statistics in program.statistics.values())
+    of_one = 4 * values // max(samples, 1)
+    return max(1, min(LARGEST_BATCH, RUN_BYTES // max(of_one, 1)))
 
 
 def _unexposed(program: Program, names: list[str]) -> list[str]:

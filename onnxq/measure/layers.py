@@ -15,7 +15,7 @@ from onnx import ModelProto
 from onnxq.affine import dequantize
 from onnxq.bias import set_bias
 from onnxq.borders import Borders
-from onnxq.calibration.collect import activations
+from onnxq.calibration.collect import activations, at_once
 from onnxq.graph import Names, Uses, constant
 from onnxq.hard_sigmoid import useful_range
 from onnxq.measure.compare import Difference, run
@@ -27,7 +27,6 @@ from onnxq.target import Target
 
 SAMPLES = 64
 ALONE_SAMPLES = 32
-AT_ONCE = 8  # of them: a session keeps the memory of its largest run
 PLAIN = {
     "session.disable_quant_qdq": "1"
 }  # else the runtime quantizes float layers behind a DequantizeLinear
@@ -79,7 +78,7 @@ def layer_noise(program: Program, compiled: ModelProto, ctx: Context) -> LayerNo
     if program.reference is None or ctx.data is None:
         return None
     layers = [u for u in program.reference.units.values() if not u.is_layout]
-    batches = list(ctx.data.batches(AT_ONCE, ctx.up_to(ALONE_SAMPLES)))
+    batches = list(ctx.data.batches(at_once(program, ctx), ctx.up_to(ALONE_SAMPLES)))
     model = program.reference.to_model()
     session = make_session(model, threads=ctx.threads, provider=ctx.provider)
     wanted = [run(session, batch.feeds) for batch in batches]

@@ -29,7 +29,7 @@ from onnx import ModelProto
 
 from onnxq.affine import dequantize
 from onnxq.bias import BiasCorrection, corrected_bias, least_scales, matches_outputs, uncorrectable
-from onnxq.calibration.collect import activations
+from onnxq.calibration.collect import activations, at_once
 from onnxq.graph import float_values
 from onnxq.measure.compare import compare_sessions
 from onnxq.model.session import make_session
@@ -45,7 +45,7 @@ Vector = NDArray[np.float64]
 Biases = dict[str, NDArray[np.float32]]
 
 FURTHEST = 2.0  # that a spread is changed by
-JUDGED, BATCH = 64, 8  # samples that tell whether matching helps, and at once
+JUDGED = 64  # samples that tell whether matching helps
 CLEAR_DB = 1.0  # by which matching anew must be worse than what a search ended with: its steps were chosen by another loss
 ENOUGH = 32  # places that tell a spread
 
@@ -111,7 +111,9 @@ def _sqnr_db(program: Program, ctx: Context, outputs: Matched) -> float:
     assert ctx.data is not None
     models = program.to_model(), matched_model(program, ctx, outputs)
     plain, quantized = (make_session(m, threads=ctx.threads, provider=ctx.provider) for m in models)
-    noise = compare_sessions(plain, quantized, ctx.data, limit=ctx.up_to(JUDGED), batch=BATCH).main
+    noise = compare_sessions(
+        plain, quantized, ctx.data, limit=ctx.up_to(JUDGED), batch=at_once(program, ctx)
+    ).main
     return math.inf if noise is None or noise.sqnr_db is None else noise.sqnr_db
 
 

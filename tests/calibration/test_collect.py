@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from onnxq.calibration import collect as module
-from onnxq.calibration.collect import activations, collect
+from onnxq.calibration.collect import activations, at_once, collect
 from onnxq.calibration.statistics import Needs
 from onnxq.data import Source, input_specs, open_data
 from onnxq.errors import DataError, ModelError
@@ -120,6 +120,17 @@ def test_batches_hold_no_more_than_the_bound(program: Program, monkeypatch: pyte
 def test_a_sample_beyond_the_bound_goes_alone(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ACTIVATION_BYTES", 47)
     assert batches(program, context(program, {"x": X[:3]}), ["a"]) == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("bound", "size"), [(1 << 20, 8), (300, 3), (47, 1)])
+def test_runs_for_outputs_alone_hold_no_more_either(
+    bound: int, size: int, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RUN_BYTES", bound)
+    ctx = context(program, {"x": X})
+    assert at_once(program, ctx) == 8  # nothing is known yet
+    program.statistics |= collect(program, ctx, {"a": Needs(), "b": Needs()}, "calibrating")
+    assert at_once(program, ctx) == size  # 300 // (2 tensors of 48 bytes)
 
 
 def test_values_come_by_name_with_the_batch_they_belong_to(program: Program) -> None:
