@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnxq.data.dataset import Batch, Dataset
+from onnxq.data.inputs import fixed_batch
 from onnxq.data.samples import joined
 
 
@@ -43,10 +44,11 @@ class Part(Dataset):
         return (held if self._held else units - held) * self.least
 
     def _batches(self, batch: int, limit: int | None) -> Iterator[Batch]:
+        alone = self.whole or fixed_batch(self.inputs) is not None
         pending: list[Batch] = []
         for unit in self._taken(limit):
             pending.append(unit)
-            if self.whole or self.least > 1 or sum(item.size for item in pending) >= batch:
+            if alone or sum(item.size for item in pending) >= batch:
                 yield from pending if self.whole else joined(pending)
                 pending = []
         yield from joined(pending)

@@ -30,6 +30,7 @@ class OutputDifference:
         agreeing: rows whose largest entry is at the same place in both.
         rows: rows compared for that; 0 when the output holds no class scores.
         values: values compared.
+        is_float: whether it holds floats, not indices or classes.
     """
 
     signal: float = 0.0
@@ -38,6 +39,7 @@ class OutputDifference:
     agreeing: int = 0
     rows: int = 0
     values: int = 0
+    is_float: bool = True
 
     def update(self, reference: NDArray[Any], other: NDArray[Any]) -> None:
         """Add a batch; arrays of the same shape. Equal non-finite values count as equal."""
@@ -53,12 +55,8 @@ class OutputDifference:
                 self.max_abs, float(np.max(np.where(np.isnan(difference), np.inf, np.abs(difference))))
             )
         self.values += a.size
-        if (
-            a.ndim >= 2
-            and a.shape[1] > 1
-            and a.size
-            and np.issubdtype(np.asarray(reference).dtype, np.floating)
-        ):
+        self.is_float = np.issubdtype(np.asarray(reference).dtype, np.floating)
+        if a.ndim >= 2 and a.shape[1] > 1 and a.size and self.is_float:
             same = a.argmax(axis=1) == b.argmax(axis=1)
             self.agreeing += int(same.sum())
             self.rows += same.size
@@ -130,8 +128,10 @@ class Difference:
 
     @property
     def main(self) -> OutputDifference | None:
-        """The first output."""
-        return next(iter(self.outputs.values()), None)
+        """The first output of floats whose shape is never another; else the first of floats, else the first."""
+        found = [output for name, output in self.outputs.items() if name not in self.apart]
+        ranked = [*found, *self.outputs.values()]
+        return next((output for output in ranked if output.is_float), next(iter(ranked), None))
 
 
 def _is_numeric(value: object) -> bool:

@@ -8,7 +8,7 @@ codes: they are equal to the bit, and so are the losses evaluated and deployed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -238,6 +238,8 @@ class Evaluator:
     def _find_out(self, loss: str, samples: int, rounding: Rounding, biases: Biases) -> Known:
         rounders = weight_rounders(self.program, self.ctx) if rounding == "feedback" else {}
         read = self._read(samples)
+        if ":" not in loss:
+            read = _with_rows(read)
         return Known(dict(enumerate(read)), len(read), _find_loss(loss, read), rounders, dict(biases))
 
     def _read(self, samples: int) -> list[Sample]:
@@ -255,6 +257,16 @@ class Evaluator:
         search = [i for i in everything if i % EVERY != EVERY - 1]
         wanted = {"held": held or search, "search": search, "coarse": search[::EVERY]}[part]
         return [i for i in wanted if i in self._samples]
+
+
+def _with_rows(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples with the outputs that have a row for each, as boxes of a detector have not; with all where none has."""
+    names = [
+        name
+        for name in samples[0].reference
+        if all(np.shape(s.reference[name])[:1] == (s.batch.size,) for s in samples)
+    ]
+    return [replace(s, reference={name: s.reference[name] for name in names or s.reference}) for s in samples]
 
 
 def _find_loss(name: str, samples: Sequence[Sample]) -> Loss:

@@ -158,7 +158,14 @@ def _is_scores(values: Array) -> bool:
 def _summed(
     outputs: Outputs, reference: Outputs, one: Callable[[str, Array, Array], NDArray[np.float64]]
 ) -> NDArray[np.float64]:
-    parts = [one(n, outputs[n], r) for n, r in reference.items() if np.issubdtype(r.dtype, np.floating)]
+    floats = {n: r for n, r in reference.items() if np.issubdtype(r.dtype, np.floating)}
+    for name, wanted in floats.items():
+        if outputs[name].shape != wanted.shape:
+            raise DataError(
+                f"the shape of output {name!r} follows from values, {wanted.shape} in float and {outputs[name].shape} here;"
+                " give a loss of your own with FILE.py:FUNCTION"
+            )
+    parts = [one(n, outputs[n], r) for n, r in floats.items()]
     if not parts:
         raise DataError(
             "the model has no float output to compare; give a loss of your own with FILE.py:FUNCTION"

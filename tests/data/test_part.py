@@ -71,6 +71,11 @@ def test_a_fixed_leading_dimension_keeps_its_samples_together() -> None:
     assert taken(held, 1, 5) == [0, 1, 2, 3]
 
 
+def test_a_leading_dimension_of_one_takes_samples_one_by_one() -> None:
+    part = Part(open_data(ramp(12), inputs(1, 2)), 12, 4, held=False)
+    assert [item.size for item in part.batches(8)] == [1] * 9
+
+
 def test_whole_feeds_stay_whole() -> None:
     data = open_data(feeds(7, 3), inputs("N", 2))
     held = Part(data, 100, 3, held=True)

@@ -132,6 +132,22 @@ def test_outputs_are_matched_by_name() -> None:
     assert Difference().main is None
 
 
+def test_figures_of_a_network_are_not_those_of_indices() -> None:
+    found, scores = Difference(), normal(1, 4, 5)
+    found.update({"classes": np.arange(4)}, {"classes": np.arange(4)}, 4)
+    assert found.main is found.outputs["classes"]
+    found.update({"classes": np.arange(4), "y": scores}, {"classes": np.arange(4), "y": scores + 1}, 4)
+    assert found.main is found.outputs["y"]
+
+
+def test_figures_of_a_network_are_not_those_of_what_it_picks() -> None:
+    found, y = Difference(), normal(1, 4, 5)
+    found.update({"picked": y, "all": y}, {"picked": y, "all": y + 1}, 4)
+    assert found.main is found.outputs["picked"]
+    found.update({"picked": y, "all": y}, {"picked": y[:2], "all": y + 1}, 4)
+    assert found.main is found.outputs["all"]
+
+
 @pytest.mark.parametrize(
     ("other", "complaint"),
     [

@@ -77,6 +77,15 @@ def test_what_auto_stands_for() -> None:
     assert find_loss("auto", {"y": unsure, "z": unsure}, LABELS).name == "mse"
 
 
+def test_an_output_of_another_shape_is_an_error() -> None:
+    """A decoder that stops earlier: how long its text is follows from values."""
+    short, long = np.ones((1, 7, 4), np.float32), np.ones((1, 9, 4), np.float32)
+    with pytest.raises(
+        DataError, match=r"output 'text' follows from values, \(1, 9, 4\) in float and \(1, 7, 4\) here"
+    ):
+        find_loss("mse", {"text": long}, None).per_sample({"text": short}, {"text": long}, None)
+
+
 def test_mistakes() -> None:
     with pytest.raises(UsageError, match="unknown loss 'kll'; did you mean 'kl'"):
         find_loss("kll", {"y": WANTED}, None)
