@@ -438,7 +438,7 @@ def test_the_runtime_writes_float_from_a_gemm(bias: str, parse_program: ParsePro
 def test_a_max_pool_behind_a_float_layer_stays_float(
     bits: str, form: str, parse_program: ParseProgram
 ) -> None:
-    """The runtime would move the QuantizeLinear to its front, where its kernel takes ten times as long."""
+    """The runtime would move the QuantizeLinear to its front, where its kernel takes many times as long."""
     pool = "p = MaxPool<kernel_shape=[2,2],strides=[2,2]>(c)"
     text = f"g ({IMAGE}) => (float[N,6,3,3] y) {{ [mid] c = Conv(x, w) {pool} y = Conv(p, u) }}"
     program = parse_program(text, {"w": W, "u": U}, 17)
