@@ -61,7 +61,7 @@ def verify(
         program: with the units that were emitted and the reasons of those that were not.
 
     Raises:
-        ModelError: the compiled model fails the checker or onnxruntime cannot load or run it.
+        ModelError: the compiled model fails the checker, onnxruntime cannot load or run it, or an output has another shape.
     """
     check_model(compiled)
     if program.spool is not None and weight_bytes(reference) > RUN_LIMIT:
@@ -102,7 +102,22 @@ def _difference(
         return None
     float_session = make_session(reference, threads=ctx.threads, provider=ctx.provider)
     batch = at_once(program, ctx)
-    return compare_sessions(float_session, session, ctx.judged, limit=ctx.up_to(COMPARED), batch=batch)
+    found = compare_sessions(float_session, session, ctx.judged, limit=ctx.up_to(COMPARED), batch=batch)
+    broken = next((name for name in found.apart if name in _settled(reference.graph)), None)
+    if broken is not None:
+        raise ModelError(f"output {broken!r} of the compiled model has another shape than in float")
+    return found
+
+
+def _settled(graph: onnx.GraphProto) -> set[str]:
+    """Outputs whose shape follows from the shapes of the inputs: each dimension is a number, or a name that an input has."""
+    named = {d.dim_param for value in graph.input for d in value.type.tensor_type.shape.dim} - {""}
+    return {
+        value.name
+        for value in graph.output
+        if value.type.tensor_type.HasField("shape")
+        and all(d.HasField("dim_value") or d.dim_param in named for d in value.type.tensor_type.shape.dim)
+    }
 
 
 def _layers(program: Program, compiled: onnx.ModelProto, ctx: Context) -> LayerNoise | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto
 
 import onnxq
+from onnxq.errors import ModelError
 from onnxq.model.session import make_session
 
 DETECTOR = """g (float[1,3,32,32] x) => (int64[K,3] picked, float[K,4] chosen, float[1,64,4] boxes) {
@@ -79,3 +82,26 @@ def test_it_compiles_and_says_what_was_not_compared(
     assert difference is not None
     assert difference.main is not None
     assert (difference.main.sqnr_db or 0.0) > 8.0
+
+
+@dataclass(frozen=True)
+class Halve(onnxq.Pass):
+    """Leaves out every other entry of an output, which a pass must not."""
+
+    name: ClassVar[str] = "halve"
+
+    def run(self, program: onnxq.Program, ctx: onnxq.Context) -> onnxq.PassResult:
+        (relu,) = (node for node in program.graph.nodes if node.op == "Relu")
+        whole = gs.Variable("whole", np.float32, relu.outputs[0].shape)
+        bounds = [gs.Constant(f"bound{i}", np.array([v])) for i, v in enumerate((0, 9, 1, 2))]
+        half = gs.Node("Slice", inputs=[whole, *bounds], outputs=list(relu.outputs))
+        relu.outputs = [whole]
+        program.graph.nodes.append(half)
+        return onnxq.PassResult(1)
+
+
+def test_a_shape_that_follows_from_the_inputs_must_stay(parse_model: Callable[..., ModelProto]) -> None:
+    model = parse_model("g (float[N,8] x) => (float[N,8] y) { y = Relu(x) }", {}, 17)
+    steps = onnxq.Pipeline((Halve(),))
+    with pytest.raises(ModelError, match="output 'y' of the compiled model has another shape than in float"):
+        onnxq.compile_model(model, {"x": np.ones((4, 8), np.float32)}, pipeline=steps, speed=False)
