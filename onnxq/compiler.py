@@ -137,7 +137,7 @@ def compile_model(
             layer below 8 bits share; better is the one of deployed and output with less noise; none; auto (the default) is
             better below 8 bits, else output, and better there too where the network's output would be noisy.
         skip: node names or op types to leave in float; * and ? match as in file names.
-        min_sqnr: give the layers that hurt most more bits than `bits`, or leave them in float, until the network's first output
+        min_sqnr: give the layers that hurt most more bits than `bits`, or leave them in float, until the network's main output
             has this SQNR in dB; compiles several times, a quarter of the samples held back to judge by.
         form: `qdq` or `integer`; None for the preset's, qdq.
         target: runtime to compile for.

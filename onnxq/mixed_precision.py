@@ -43,7 +43,7 @@ class Try:
     """What one attempt came to.
 
     Attributes:
-        sqnr_db: of the network's first output on samples held back; None without noise.
+        sqnr_db: of the network's main output on samples held back; None without noise.
         bytes: of the file.
     """
 
@@ -101,7 +101,7 @@ def keep_floor(
         make: runs a pipeline in a context; with `speed=False` it times nothing.
         steps: the pipeline as it was asked for.
         ctx: of the result; there are calibration samples.
-        min_sqnr: of the network's first output, dB.
+        min_sqnr: of the network's main output, dB.
         insist: whether what the pipeline leaves open may be chosen thoroughly before layers get more bits.
 
     Raises:

@@ -44,7 +44,7 @@ def better_attempt(
         make: runs a pipeline in a context.
         steps: the pipeline as it was asked for.
         ctx: of both.
-        enough_db: SQNR of the network's first output with which the first one stays; None for NOISY_DB.
+        enough_db: SQNR of the network's main output with which the first one stays; None for NOISY_DB.
 
     Returns:
         The attempt, and a sentence for the user where there were two.
@@ -68,7 +68,7 @@ def _left_open(steps: Pipeline) -> list[str]:
 
 
 def _sqnr_db(made: Attempt) -> float:
-    """Of the network's first output; infinite without noise, or where nothing was compared."""
+    """Of the network's main output; infinite without noise, or where nothing was compared."""
     difference = made.verification.difference
     found = None if difference is None or difference.main is None else difference.main.sqnr_db
     return math.inf if found is None else found

@@ -14,9 +14,7 @@ import onnx_graphsurgeon as gs
 from onnxq.graph import is_constant, is_standard
 
 LAYERS = ("Conv", "Gemm", "MatMul")
-FRONT = (
-    2  # layers one behind the other; logarithms deep in a network, as of boxes, have more in front of them
-)
+FRONT = 2  # layers one behind the other; logarithms deep in a network, as of boxes, have more
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,17 @@ def test_evaluate_is_what_numpy_counts(quantized: tuple[Path, dict[str, Any]]) -
     assert found == {"metric": "top1", "value": right / len(labels), "samples": len(labels)}
 
 
+def test_outputs_whose_shapes_are_never_the_same_cannot_be_compared(tmp_path: Path) -> None:
+    for name, wide in (("a", 3), ("b", 4)):
+        text = f"g (float[N,5] x) => (float[N,{wide}] y) {{ y = MatMul(x, w) }}"
+        model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {text}')
+        model.graph.initializer.append(numpy_helper.from_array(np.ones((5, wide), np.float32), "w"))
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    np.save(tmp_path / "x.npy", np.ones((6, 5), np.float32))
+    with pytest.raises(ModelError, match="output 'y' has different shapes in the two models in all samples"):
+        compare_files(tmp_path / "a.onnx", tmp_path / "b.onnx", str(tmp_path / "x.npy"), threads=1)
+
+
 def test_compile_measures_what_evaluate_does(tmp_path: Path) -> None:
     path = tmp_path / "q.onnx"
     done = compile_file(CNN, path, Choices(bits="w2a2"), calibration=CALIB, samples=64, test=TEST, threads=1)

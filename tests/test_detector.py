@@ -55,18 +55,22 @@ def samples() -> Mapping[str, NDArray[np.float32]]:
 
 
 @pytest.mark.parametrize(
-    "options",
+    (
+        "options",
+        "least_db",
+    ),  # dB of the boxes among which it picks: a few below what was measured, as kernels round otherwise
     [
-        {},
-        {"bits": "w4a8"},
-        {"layers": True},
-        {"min_sqnr": 20.0},
-        {"bits": "w4a4", "ranges": "lapq", "search_budget": "20"},
+        ({}, 30.0),
+        ({"bits": "w4a8"}, 20.0),
+        ({"layers": True}, 30.0),
+        ({"min_sqnr": 20.0}, 20.0),
+        ({"bits": "w4a4", "ranges": "lapq", "search_budget": "20"}, 18.0),
     ],
     ids=str,
 )
 def test_it_compiles_and_says_what_was_not_compared(
     options: dict[str, Any],
+    least_db: float,
     detector: ModelProto,
     samples: Mapping[str, NDArray[np.float32]],
 ) -> None:
@@ -81,7 +85,7 @@ def test_it_compiles_and_says_what_was_not_compared(
     difference = done.report.difference
     assert difference is not None
     assert difference.main is not None
-    assert (difference.main.sqnr_db or 0.0) > 8.0
+    assert (difference.main.sqnr_db or 0.0) > least_db
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,15 @@ def test_no_circles_at_import_time() -> None:
     graphlib.TopologicalSorter(needs).prepare()
 
 
+def test_scipy_is_loaded_by_what_uses_it_alone() -> None:
+    """Loading it takes longer than many a pass."""
+    for name, path in MODULES.items():
+        nodes = list(walk(ast.parse(path.read_text("utf-8")), at_import=True))
+        loaded = [alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names]
+        loaded += [str(n.module) for n in nodes if isinstance(n, ast.ImportFrom)]
+        assert name == "onnxq.search.reference" or not [m for m in loaded if m.split(".")[0] == "scipy"], name
+
+
 def test_only_the_command_line_prints() -> None:
     for name, path in MODULES.items():
         calls = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Call)]

@@ -21,7 +21,7 @@ ACTIVATION_BYTES = 8 << 20
 LARGEST_BATCH = 8
 RUN_BYTES = (
     64 << 20
-)  # of activations in a run that returns the outputs alone; the session keeps the memory of its largest one
+)  # of activations in a run for outputs alone; a session keeps the memory of its largest run
 
 
 def collect(
@@ -87,8 +87,12 @@ def activations(
 
 
 def at_once(program: Program, ctx: Context) -> int:
-    """Samples to run together where the outputs of the network alone are looked at: 8, or fewer that keep the activations with
-    statistics within 64 MB."""
+    """Samples to run together where the network's outputs alone are looked at: 8, or fewer that keep activations within 64 MB.
+
+    Args:
+        program: its statistics tell how many values a sample has; without them it is 8.
+        ctx: how many samples they are of.
+    """
     if ctx.data is None:
         return LARGEST_BATCH
     count = ctx.data.count()

@@ -77,7 +77,7 @@ def compare_files(
     progress: Progress = no_progress,
     warn: Warn = lambda sentence: None,
 ) -> dict[str, Any]:
-    """Outputs of two models on the same samples: figures of the first output, of each, and the samples.
+    """Outputs of two models on the same samples: figures of the main output, of each, and the samples.
 
     Raises:
         UsageError: no second model, or an unknown provider or image option.

@@ -38,7 +38,7 @@ class LayerNoise:
 
     Attributes:
         deployed: SQNR of each activation in the deployed network, with the noise of all layers before it, by tensor.
-        alone: SQNR of the network's first output when only this layer is quantized, by layer: its weights, its output and what
+        alone: SQNR of the network's main output when only this layer is quantized, by layer: its weights, its output and what
             it reads that no quantized layer writes, without what makes up for the noise of others. None where that changes
             nothing. Layers that the time did not suffice for are absent.
         layers: how many there are.

@@ -107,7 +107,7 @@ def matched_model(program: Program, ctx: Context, outputs: Matched) -> ModelProt
 
 
 def _sqnr_db(program: Program, ctx: Context, outputs: Matched) -> float:
-    """SQNR of the network's first output in dB with these scales and biases."""
+    """SQNR of the network's main output in dB with these scales and biases."""
     assert ctx.data is not None
     models = program.to_model(), matched_model(program, ctx, outputs)
     plain, quantized = (make_session(m, threads=ctx.threads, provider=ctx.provider) for m in models)
