@@ -23,7 +23,7 @@ class _Path:
 
     Attributes:
         depth: layers one behind the other.
-        layers: all of them by name, none of more than FRONT in a row.
+        layers: all of them by name.
         heard: those of them whose result went through a logarithm on the way.
     """
 
@@ -33,8 +33,7 @@ class _Path:
 
     def then(self, layer: str) -> _Path:
         """The path through one more layer, for which logarithms begin anew."""
-        depth = self.depth + 1
-        return _Path(depth, self.layers | {layer} if depth <= FRONT else frozenset())
+        return _Path(self.depth + 1, self.layers | {layer})
 
 
 def spectrogram_layers(graph: gs.Graph) -> set[str]:
@@ -53,7 +52,7 @@ def spectrogram_layers(graph: gs.Graph) -> set[str]:
 
 
 def _joined(paths: Iterable[_Path]) -> _Path:
-    """The path of what is computed from several tensors."""
+    """The path of what is computed from several tensors; its layers are forgotten once more than FRONT are in a row."""
     result = _Path()
     for path in paths:
         depth = max(result.depth, path.depth)
