@@ -276,8 +276,8 @@ def compare(
     """Run two models on the same samples and compare their outputs.
 
     For each output: the power of A's output over that of the difference, in
-    dB (sqnr_db), the share of samples whose largest entry is at the same
-    place (agreement), and the largest difference (max_abs).
+    dB (sqnr_db), the share of samples, or of places in them, whose likeliest
+    class is the same (agreement), and the largest difference (max_abs).
 
     With --exact: whether quantized files give the same codes everywhere.
     """

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from onnxq.data import Dataset
 from onnxq.errors import ModelError
+from onnxq.measure.axes import class_axis
 from onnxq.model.messages import one_sentence
 from onnxq.model.session import RUNTIME_ERRORS
 
@@ -27,7 +28,7 @@ class OutputDifference:
         signal: sum of squares of the reference.
         noise: sum of squares of the difference.
         max_abs: largest absolute difference.
-        agreeing: rows whose largest entry is at the same place in both.
+        agreeing: rows, or places of a sequence or an image, whose largest entry along the axis of classes is the same in both.
         rows: rows compared for that; 0 when the output holds no class scores.
         values: values compared.
         is_float: whether it holds floats, not indices or classes.
@@ -56,8 +57,11 @@ class OutputDifference:
             )
         self.values += a.size
         self.is_float = np.issubdtype(np.asarray(reference).dtype, np.floating)
-        if a.ndim >= 2 and a.shape[1] > 1 and a.size and self.is_float:
-            same = a.argmax(axis=1) == b.argmax(axis=1)
+        if a.ndim < 2 or not a.size or not self.is_float:
+            return
+        axis = class_axis(a.shape)
+        if a.shape[axis] > 1:
+            same = a.argmax(axis) == b.argmax(axis)
             self.agreeing += int(same.sum())
             self.rows += same.size
 
@@ -70,7 +74,7 @@ class OutputDifference:
 
     @property
     def agreement(self) -> float | None:
-        """Share of rows whose largest entry (along axis 1) is at the same place; None for outputs without rows."""
+        """Share of rows or places whose most likely class is the same; None for outputs without classes."""
         return self.agreeing / self.rows if self.rows else None
 
     def as_json(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from onnx import ModelProto
 
 from onnxq.data import Dataset, load_function
 from onnxq.errors import DataError, OnnxqError, unknown
+from onnxq.measure.axes import class_axis, sample_axes
 from onnxq.measure.compare import run
 from onnxq.model.session import CPU, make_session
 from onnxq.pipeline import Progress, counter, no_progress
@@ -61,34 +62,46 @@ class Accuracy:
 
 
 def _scores(outputs: dict[str, Array], labels: Array | None, metric: str) -> tuple[Array, Array]:
+    """Scores with their classes in the last axis, and labels of the other axes."""
     scores = next(iter(outputs.values()))
     if labels is None:
         raise DataError(f"metric {metric!r} needs labels; the data has no array 'label'")
-    if scores.ndim < 2 or labels.shape != (scores.shape[0], *scores.shape[2:]):
+    axis = next((axis for axis in _axes(scores) if labels.shape == _without(scores.shape, axis)), None)
+    if axis is None:
         raise DataError(
-            f"metric {metric!r} needs one class label per sample; outputs are {scores.shape}, labels {labels.shape}"
+            f"metric {metric!r} needs a class label for each sample, or each place in it;"
+            f" outputs are {scores.shape}, labels {labels.shape}"
         )
-    classes = labels.astype(np.int64)
-    if classes.size and (classes.min() < 0 or classes.max() >= scores.shape[1] or np.any(classes != labels)):
+    classes, count = labels.astype(np.int64), scores.shape[axis]
+    if classes.size and (classes.min() < 0 or classes.max() >= count or np.any(classes != labels)):
         raise DataError(
-            f"metric {metric!r} needs labels that are whole numbers from 0 to {scores.shape[1] - 1};"
+            f"metric {metric!r} needs labels that are whole numbers from 0 to {count - 1};"
             f" they range from {labels.min()} to {labels.max()}"
         )
-    return scores, classes
+    return np.moveaxis(scores, axis, -1), classes
+
+
+def _axes(scores: Array) -> tuple[int, ...]:
+    """Those that may hold classes, the likeliest first: two can fit where a sequence is as long as there are classes."""
+    return () if scores.ndim < 2 else (class_axis(scores.shape), 1, scores.ndim - 1)
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return shape[:axis] + shape[axis + 1 :]
 
 
 def top1(outputs: dict[str, Array], labels: Array | None) -> float:
-    """Share of samples whose largest score (first output, axis 1) is the label's."""
+    """Share of samples, or of places in them, whose largest score of the first output is the label's."""
     scores, classes = _scores(outputs, labels, "top1")
-    return float((scores.argmax(axis=1) == classes).mean())
+    return float((scores.argmax(-1) == classes).mean())
 
 
 def top5(outputs: dict[str, Array], labels: Array | None) -> float:
     """Share of samples whose label is among the five largest scores."""
     scores, classes = _scores(outputs, labels, "top5")
-    count = min(5, scores.shape[1])
-    best = np.argpartition(-scores.astype(np.float64), count - 1, axis=1)[:, :count]
-    return float((best == classes[:, None]).any(axis=1).mean())
+    count = min(5, scores.shape[-1])
+    best = np.argpartition(-scores.astype(np.float64), count - 1)[..., :count]
+    return float((best == classes[..., None]).any(-1).mean())
 
 
 def cross_entropy(outputs: dict[str, Array], labels: Array | None) -> float:
@@ -97,12 +110,12 @@ def cross_entropy(outputs: dict[str, Array], labels: Array | None) -> float:
 
     scores, classes = _scores(outputs, labels, "cross-entropy")
     values = scores.astype(np.float64)
-    sums = values.sum(axis=1)
+    sums = values.sum(-1)
     if values.min() >= 0.0 and np.allclose(sums, 1.0, atol=1e-3):
         logs = np.log(np.maximum(values, np.finfo(np.float32).tiny))
     else:
-        logs = scipy.special.log_softmax(values, axis=1)
-    return float(-np.take_along_axis(logs, classes[:, None], axis=1).mean())
+        logs = scipy.special.log_softmax(values, -1)
+    return float(-np.take_along_axis(logs, classes[..., None], -1).mean())
 
 
 def mse(outputs: dict[str, Array], labels: Array | None) -> float:
@@ -130,6 +143,11 @@ def find_metric(name: str) -> Metric:
     if ":" not in name:
         raise unknown("metric", name, [*METRICS, "FILE.py:FUNCTION"])
     return load_function(name, "metric")
+
+
+def _samples_first(value: Any, axis: int) -> Any:
+    """The output with its samples along axis 0; what is no array stays."""
+    return np.moveaxis(value, axis, 0) if axis else value
 
 
 def _joined(name: str, values: list[Array]) -> Array:
@@ -176,7 +194,7 @@ def evaluate_session(
     batch: int = 32,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
-    """Run the model over the data and measure it. Outputs of all samples are kept, inputs are not.
+    """Run the model over the data and measure it. Outputs of all samples are kept, samples along axis 0; inputs are not.
 
     Labels that do not fit are found on the first batch.
 
@@ -189,9 +207,9 @@ def evaluate_session(
     measure = find_metric(metric)
     parts: dict[str, list[Array]] = {}
     labels: list[Array] = []
-    samples = 0
+    samples, axes = 0, sample_axes(session)
     for part in data.batches(batch, limit):
-        found = run(session, part.feeds)
+        found = {n: _samples_first(value, axes[n]) for n, value in run(session, part.feeds).items()}
         if metric in METRICS and not samples:
             measure(found, part.labels)
         for name, value in found.items():

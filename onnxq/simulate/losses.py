@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from onnxq.data import load_function
 from onnxq.errors import DataError, OnnxqError, unknown
+from onnxq.measure.axes import class_axis
 
 Array = NDArray[Any]
 Outputs = Mapping[str, Array]
@@ -179,13 +180,13 @@ def _rows(values: Array) -> NDArray[np.float64]:
 
 
 def _logs(scores: Array) -> NDArray[np.float64]:
-    """Log-probabilities over axis 1; rows that are probabilities are taken as such."""
-    values = scores.astype(np.float64)
-    if values.min(initial=0.0) >= 0.0 and np.allclose(values.sum(axis=1), 1.0, atol=1e-3):
+    """Log-probabilities over the classes; those that are probabilities are taken as such."""
+    values, axis = scores.astype(np.float64), class_axis(scores.shape)
+    if values.min(initial=0.0) >= 0.0 and np.allclose(values.sum(axis), 1.0, atol=1e-3):
         return np.log(np.maximum(values, TINY))
     import scipy
 
-    logs: NDArray[np.float64] = scipy.special.log_softmax(values, axis=1)
+    logs: NDArray[np.float64] = scipy.special.log_softmax(values, axis)
     return logs
 
 
@@ -193,7 +194,7 @@ def _spread(scores: Array) -> float:
     """Standard deviation of the scores over the classes of a sample, 1 at least."""
     if scores.ndim < 2 or not np.issubdtype(scores.dtype, np.floating):
         return 1.0
-    return max(1.0, float(np.sqrt(_logs(scores).var(axis=1).mean())))
+    return max(1.0, float(np.sqrt(_logs(scores).var(class_axis(scores.shape)).mean())))
 
 
 def _kl(found: Array, wanted: Array, spread: float) -> NDArray[np.float64]:
@@ -201,7 +202,8 @@ def _kl(found: Array, wanted: Array, spread: float) -> NDArray[np.float64]:
 
     if wanted.ndim < 2:
         return _relative(found, wanted)
-    p, q = (scipy.special.log_softmax(_logs(scores) / spread, axis=1) for scores in (wanted, found))
+    axis = class_axis(wanted.shape)
+    p, q = (scipy.special.log_softmax(_logs(scores) / spread, axis) for scores in (wanted, found))
     return np.asarray(_rows(np.exp(p) * (p - q)).sum(axis=1)) * spread**2
 
 

@@ -34,15 +34,27 @@ def difference(reference: Array, other: Array, *cuts: int) -> OutputDifference:
 
 
 @pytest.mark.parametrize("cuts", [(), (1,), (7, 8, 30)])
-@pytest.mark.parametrize("shape", [(40, 10), (40, 5, 6, 7)])
-def test_figures_of_batches_are_those_of_all(shape: tuple[int, ...], cuts: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("shape", "classes"),
+    [
+        ((40, 10), 1),
+        ((40, 5, 6, 7), 1),
+        ((40, 7, 6, 5), 3),
+        ((40, 6, 9), 2),
+        ((40, 9, 1, 1), 1),
+        ((40, 1, 9), 2),
+    ],
+)
+def test_figures_of_batches_are_those_of_all(
+    shape: tuple[int, ...], classes: int, cuts: tuple[int, ...]
+) -> None:
     a = normal(1, *shape)
     b = a + normal(2, *shape) / 3
     found = difference(a, b, *cuts)
     wide, error = a.astype(np.float64), b.astype(np.float64) - a
     assert found.sqnr_db == pytest.approx(10 * np.log10((wide**2).sum() / (error**2).sum()), rel=1e-12)
     assert found.max_abs == np.abs(error).max()
-    same = a.argmax(1) == b.argmax(1)
+    same = a.argmax(classes) == b.argmax(classes)
     assert found.agreement == same.mean()
     assert 0.3 < same.mean() < 1
     assert (found.rows, found.values) == (same.size, a.size)

@@ -21,37 +21,42 @@ Array = NDArray[Any]
 ParseModel = Callable[..., ModelProto]
 
 RNG = np.random.default_rng(3)
-SHAPES = [
-    ((50, 8), (50,)),
-    ((6, 8, 4, 5), (6, 4, 5)),
-]  # scores and labels of a classifier and of a segmentation
-SHAPED = pytest.mark.parametrize(("shape", "labels_shape"), SHAPES)
+SHAPES = {  # of scores, and the axis of the classes
+    "rows": ((50, 8), 1),
+    "segmentation": ((6, 8, 4, 5), 1),
+    "segmentation, channels last": ((6, 12, 10, 8), 3),
+    "sequences": ((6, 40, 8), 2),
+    "places behind the classes": ((6, 8, 30), 1),
+}
+SHAPED = pytest.mark.parametrize(("shape", "axis"), list(SHAPES.values()), ids=list(SHAPES))
 
 
-def samples(shape: tuple[int, ...], labels_shape: tuple[int, ...]) -> tuple[Array, Array]:
+def samples(shape: tuple[int, ...], axis: int) -> tuple[Array, Array]:
+    """Scores and labels of all their places."""
     rng = np.random.default_rng(len(shape))
-    return rng.standard_normal(shape).astype(np.float32), rng.integers(0, shape[1], labels_shape)
+    places = shape[:axis] + shape[axis + 1 :]
+    return rng.standard_normal(shape).astype(np.float32), rng.integers(0, shape[axis], places)
 
 
-def rows(scores: Array) -> NDArray[np.float64]:
+def rows(scores: Array, axis: int) -> NDArray[np.float64]:
     """Scores with the classes last and everything else flattened, (rows, classes)."""
-    return np.moveaxis(scores, 1, -1).reshape(-1, scores.shape[1]).astype(np.float64)
+    return np.moveaxis(scores, axis, -1).reshape(-1, scores.shape[axis]).astype(np.float64)
 
 
 @SHAPED
 @pytest.mark.parametrize(("metric", "best"), [(top1, 1), (top5, 5)])
 def test_shares_of_labels_among_the_best(
-    metric: Callable[..., float], best: int, shape: tuple[int, ...], labels_shape: tuple[int, ...]
+    metric: Callable[..., float], best: int, shape: tuple[int, ...], axis: int
 ) -> None:
-    scores, labels = samples(shape, labels_shape)
-    own = rows(scores)[np.arange(labels.size), labels.ravel()]
-    rank = (rows(scores) > own[:, None]).sum(axis=1)
+    scores, labels = samples(shape, axis)
+    own = rows(scores, axis)[np.arange(labels.size), labels.ravel()]
+    rank = (rows(scores, axis) > own[:, None]).sum(axis=1)
     assert metric({"y": scores, "other": labels}, labels) == np.mean(rank < best)
     assert 0.05 < np.mean(rank < best) < 0.95
 
 
 def test_less_than_five_classes_are_all_among_the_best() -> None:
-    scores, labels = samples((9, 3), (9,))
+    scores, labels = samples((9, 3), 1)
     assert top5({"y": scores}, labels) == 1.0
 
 
@@ -64,19 +69,19 @@ def test_scores_of_other_types(dtype: type[np.generic]) -> None:
 
 
 @SHAPED
-def test_cross_entropy_of_logits(shape: tuple[int, ...], labels_shape: tuple[int, ...]) -> None:
-    scores, labels = samples(shape, labels_shape)
-    odds = np.exp(rows(scores))
+def test_cross_entropy_of_logits(shape: tuple[int, ...], axis: int) -> None:
+    scores, labels = samples(shape, axis)
+    odds = np.exp(rows(scores, axis))
     expected = -np.log(odds[np.arange(labels.size), labels.ravel()] / odds.sum(axis=1)).mean()
     assert cross_entropy({"y": scores}, labels) == pytest.approx(expected, rel=1e-12)
     assert cross_entropy({"y": scores + 7}, labels) == pytest.approx(expected, rel=1e-5)  # float32 sum
 
 
 @SHAPED
-def test_cross_entropy_of_probabilities(shape: tuple[int, ...], labels_shape: tuple[int, ...]) -> None:
-    scores, labels = samples(shape, labels_shape)
-    shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-    expected = -np.log(rows(shares)[np.arange(labels.size), labels.ravel()]).mean()
+def test_cross_entropy_of_probabilities(shape: tuple[int, ...], axis: int) -> None:
+    scores, labels = samples(shape, axis)
+    shares = np.exp(scores) / np.exp(scores).sum(axis, keepdims=True)
+    expected = -np.log(rows(shares, axis)[np.arange(labels.size), labels.ravel()]).mean()
     assert cross_entropy({"y": shares}, labels) == pytest.approx(expected, rel=1e-12)
     assert cross_entropy({"y": shares}, labels) == pytest.approx(
         cross_entropy({"y": scores}, labels), rel=1e-5
@@ -113,10 +118,10 @@ def test_mean_squared_difference() -> None:
             "top5",
             (4, 3),
             np.zeros(5, int),
-            r"one class label per sample; outputs are \(4, 3\), labels \(5,\)",
+            r"a class label for each sample, or each place in it; outputs are \(4, 3\), labels \(5,\)",
         ),
-        ("top1", (4,), np.zeros(4, int), "one class label per sample"),
-        ("cross-entropy", (4, 3, 2), np.zeros(4, int), "one class label per sample"),
+        ("top1", (4,), np.zeros(4, int), "a class label for each sample"),
+        ("cross-entropy", (4, 3, 2), np.zeros(4, int), "a class label for each sample"),
         (
             "cross-entropy",
             (4, 3),
@@ -179,6 +184,16 @@ def test_a_model_is_measured_on_all_samples(batch: int, session: ort.InferenceSe
     assert seen[-1] == 23
     assert len(seen) == -(-23 // batch)
     assert evaluate_session(session, data, "top1", limit=7).samples == 7
+
+
+@pytest.mark.parametrize("batch", [4, 23])
+def test_samples_behind_time_are_turned_to_the_front(parse_model: ParseModel, batch: int) -> None:
+    model = parse_model("g (float[N,3,5] x) => (float[5,N,3] y) { y = Transpose<perm=[2,0,1]>(x) }")
+    x = np.random.default_rng(7).standard_normal((23, 3, 5)).astype(np.float32)
+    labels = np.random.default_rng(8).integers(0, 3, (23, 5))
+    data = open_data({"x": x, "label": labels}, input_specs(model))
+    found = evaluate_session(make_session(model, threads=1), data, "top1", batch=batch)
+    assert found.value == np.mean(x.argmax(1) == labels)
 
 
 def test_a_function_of_ones_own_sees_all_outputs(
