@@ -20,6 +20,7 @@ from onnxq.saturation import as_rows, kernel_kind
 
 SAMPLES = 512  # that the matrices are of
 MOMENT_BYTES = 256 << 20  # of the matrices held at once
+TOGETHER = 256  # patches
 
 Moment = NDArray[np.float32]
 
@@ -97,16 +98,44 @@ def second_moments(
         ModelError: the model cannot be run on the data.
     """
     rng = ctx.rng()
-    sums = {s.weight: np.zeros((s.shape[0], s.shape[2], s.shape[2]), np.float32) for s in sites}
-    counts = dict.fromkeys(sums, 0)
+    sums = {site.weight: _Sum(site) for site in sites}
     names = list(dict.fromkeys(node.inputs[0].name for site in sites for node in site.nodes))
     for _, values in activations(program, ctx, names, ctx.up_to(samples), "moments"):
         for site in sites:
             for node in site.nodes:
-                x = input_patches(node, values[node.inputs[0].name], rng, patches)
-                sums[site.weight] += x.transpose(0, 2, 1) @ x
-                counts[site.weight] += x.shape[1]
-    return {weight: total / np.float32(max(counts[weight], 1)) for weight, total in sums.items()}
+                sums[site.weight].add(input_patches(node, values[node.inputs[0].name], rng, patches))
+    return {weight: total.mean() for weight, total in sums.items()}
+
+
+class _Sum:
+    """Of x x^T, added up many patches at a time: for few of them, going through the matrix takes longest."""
+
+    def __init__(self, site: Site) -> None:
+        groups, _, size = site.shape
+        self._total = np.zeros((groups, size, size), np.float32)
+        self._waiting: list[NDArray[np.float32]] = []
+        self._patches = 0
+
+    def add(self, x: NDArray[np.float32]) -> None:
+        """Add patches, (groups, patches, K)."""
+        self._waiting.append(x)
+        if sum(part.shape[1] for part in self._waiting) >= TOGETHER:
+            self._flush()
+
+    def mean(self) -> Moment:
+        """Over all patches."""
+        self._flush()
+        self._total /= np.float32(max(self._patches, 1))
+        return self._total
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        x = np.concatenate(self._waiting, axis=1)
+        for total, rows in zip(self._total, x, strict=True):
+            total += rows.T @ rows
+        self._patches += x.shape[1]
+        self._waiting.clear()
 
 
 def _site(program: Program, weight: str, units: tuple[Unit, ...], nodes: tuple[gs.Node, ...]) -> Site | str:
