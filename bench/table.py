@@ -327,6 +327,7 @@ TABLES = (  # page, name of the mark, results, rows
     ("docs/guide.md", "table", "samples.json", samples_table),
     (BENCHMARKS, "table", "peers.json", peers.summary),
     (BENCHMARKS, "behind", "peers.json", peers.behind),
+    (BENCHMARKS, "many", "more_images.json", peers.many),
     (BENCHMARKS, "costs", "compile_cost.json", peers.costs),
     (BENCHMARKS, "rows", "peers.json", peers.full),
 )

@@ -1,4 +1,4 @@
-"""Tables of peers.json and compile_cost.json in bench/results: the best of each tool, every row, costs, who is ahead where."""
+"""Tables of the comparison with other tools: the best of each, every row, more images, costs, who is ahead where."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ TOOLS = {
 }
 MEASURED = ("onnxruntime", "nncf", "quark", "onnxsim")  # all that a comparison needs; AIMET takes hours
 METRICS = {"ncf": "hit rate@10", "minilm": "Spearman"}
+LEAST_P = 0.001  # told
 SLACK = 0.95  # of a speed-up; medians of the same file differ by as much
 FULL = (
     "tool: way | {} | agreement | SQNR dB | kB | speed, batch 1 | batch 32 | layers int / float | cpu s | MB"
@@ -30,7 +31,7 @@ def metric_name(model: str) -> str:
 
 def models(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Models with their float row and settings."""
-    return ((name, found) for name, found in results.items() if name != "versions")
+    return ((name, found) for name, found in results.items() if name not in ("versions", "seconds"))
 
 
 def settings(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Row]]]:
@@ -115,6 +116,24 @@ def behind(results: dict[str, Any]) -> str:
                     )
                     rows.append(_line((model, setting, *cells, ", ".join(ahead))))
     return "\n".join(rows)
+
+
+def many(results: dict[str, Any]) -> str:
+    """The best of each tool on ten times as many images: metric, agreement, and p that it is as good as the best of onnxq."""
+    rows = [_line(("model", "setting", "float", *TOOLS.values())), "|---" * (len(TOOLS) + 3) + "|"]
+    for model, found in models(results):
+        for setting, ways in settings(found):
+            cells = (_luck(best(ways, tool)) for tool in TOOLS)
+            rows.append(_line((model, setting, f"{100 * found['float']['metric']:.2f}", *cells)))
+    return "\n".join(rows)
+
+
+def _luck(found: tuple[str, Row] | None) -> str:
+    if found is None:
+        return "-"
+    row = found[1]
+    p = "" if "p" not in row else f", p {row['p']:.2g}" if row["p"] >= LEAST_P else f", p < {LEAST_P}"
+    return f"{100 * row['metric']:.2f} ({100 * row['agreement']:.1f} %{p})"
 
 
 def costs(results: dict[str, Any]) -> str:

@@ -6,10 +6,12 @@ import importlib
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -243,6 +245,30 @@ def test_the_tables_take_the_best_way_and_name_who_is_ahead(monkeypatch: pytest.
     text = tables.full(results)
     assert "- quark: default: no 4 bits" in text
     assert text.index("aimet: default (slow)") < text.index("onnxq: lapq") < text.index("onnxq: default")
+
+
+def test_ways_are_compared_image_by_image(
+    run: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    more = importlib.import_module("peers.more_images")
+    monkeypatch.setattr(more, "IMAGES", "digits")
+    rows = [
+        replace(row, peer=replace(row.peer, name=name))
+        for name in ("onnxq", "fake")
+        for row in run.plan(["digits_cnn"], ["fake"], ["w8a8"], ["default", "unable"])
+    ]
+    found = more.cell(rows, tmp_path, 60)
+    assert found["onnxq: default"]["metric"] > 0.97
+    assert found["fake: default"] == found["onnxq: default"] | {"right_alone": 0, "wrong_alone": 0, "p": 1.0}
+    assert set(found["fake: unable"]) == {"failed"}
+
+
+def test_as_good_by_mcnemar(run: ModuleType) -> None:
+    more = importlib.import_module("peers.more_images")
+    ours = np.array([True] * 6 + [False] * 4)
+    theirs = np.array([True, False, False, False, False, False, True, True, True, False])
+    # 3 right alone, 5 wrong alone: 2 (C(8,0) + C(8,1) + C(8,2) + C(8,3)) / 2^8
+    assert more.against(theirs, ours) == {"right_alone": 3, "wrong_alone": 5, "p": pytest.approx(186 / 256)}
 
 
 def test_costs_are_compared_within_a_round(
