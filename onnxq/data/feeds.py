@@ -157,19 +157,28 @@ def _checked(where: str, item: object, inputs: Sequence[InputSpec], start: int) 
 
 
 def feed_size(where: str, feed: Mapping[str, NDArray[Any]], inputs: Sequence[InputSpec]) -> int:
-    """Samples in a feed: the leading size. Inputs whose leading dimensions share a symbol must agree."""
-    sizes: dict[int | str | None, tuple[str, int]] = {}
+    """Samples in a feed: the leading size, of dynamic dimensions where there are any.
+
+    Where inputs have different ones, as the nodes and edges of a graph, the feed is one sample.
+
+    Raises:
+        DataError: leading dimensions that share a symbol do not agree.
+    """
+    symbols: dict[str, tuple[str, int]] = {}
+    dynamic, fixed = set(), set()
     for spec in inputs:
         array = feed[spec.name]
         if not array.ndim or spec.shape == ():
             continue
         symbol = spec.shape[0] if spec.shape else None
-        name, size = sizes.setdefault(symbol, (spec.name, array.shape[0]))
+        (fixed if isinstance(symbol, int) else dynamic).add(array.shape[0])
+        name, size = symbols.setdefault(str(symbol), (spec.name, array.shape[0]))
         if isinstance(symbol, str) and array.shape[0] != size:
             raise DataError(
                 f"{where}: arrays differ in samples: {name!r} has {size}, {spec.name!r} has {array.shape[0]}"
             )
-    return next((size for _, size in sizes.values()), 1)
+    sizes = dynamic or fixed
+    return sizes.pop() if len(sizes) == 1 else 1
 
 
 def _labels(where: str, labels: object, size: int, start: int) -> NDArray[Any]:

@@ -163,11 +163,21 @@ def test_feeds_that_do_not_fit() -> None:
     )
 
 
-def test_inputs_without_a_common_symbol_may_differ_in_their_leading_axis() -> None:
-    for first, second in ((None, None), ("N", "M"), ("N", 2)):
-        inputs = (spec("x", first, 2), spec("y", second))
-        (batch,) = open_data([{"x": X[:4], "y": X[:2, 0]}], inputs).batches(1)
-        assert batch.size == 4
+@pytest.mark.parametrize(
+    ("first", "second", "size"), [(None, None, 1), ("N", "M", 1), ("N", 2, 4), (4, "M", 2), (4, 2, 1)]
+)
+def test_a_feed_without_a_common_leading_axis_is_one_sample(
+    first: int | str | None, second: int | str | None, size: int
+) -> None:
+    inputs = (spec("x", first, 2), spec("y", second))
+    (batch,) = open_data([{"x": X[:4], "y": X[:2, 0]}], inputs).batches(1)
+    assert batch.size == size
+
+
+def test_graphs_are_as_many_samples_as_feeds() -> None:
+    inputs = (spec("nodes", "N", 2), spec("edges", "E", 2))
+    data = open_data([{"nodes": X[:n], "edges": X[: n + 2]} for n in (4, 6, 5, 7)], inputs)
+    assert [len(batch.feeds["nodes"]) for batch in data.batches(32, 3)] == [4, 6, 5]
 
 
 def test_nan_names_the_sample_of_the_source() -> None:
