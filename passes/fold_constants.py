@@ -57,14 +57,12 @@ class FoldConstants(Pass):
 
 
 def _drop_identities(graph: gs.Graph) -> int:
-    """Take out each Identity of what a node or an input gives, but one that an output of the graph or a body needs."""
+    """Take out each Identity but one that an output of the graph or a body needs: weights that layers share stay shared."""
     dropped, uses = 0, Uses(graph)
     for node in list(graph.nodes):
         if node.op != "Identity" or not is_standard(node) or uses.escapes(node.outputs[0]):
             continue
         source, result = node.inputs[0], node.outputs[0]
-        if is_constant(source):
-            continue  # it is evaluated
         replace_reads(uses.readers(result), result, source)
         remove_node(graph, node)
         dropped += 1

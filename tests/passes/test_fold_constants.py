@@ -74,6 +74,16 @@ def test_a_layer_absorbs_what_an_identity_kept_away(parse_program: Callable[...,
     assert len(unit.nodes) == 2
 
 
+def test_weights_shared_through_identities_stay_one(parse_program: Callable[..., Program]) -> None:
+    program = parse_program(
+        "g (float[N,4] x) => (float[N,4] y) { v = Identity(w) a = MatMul(x, w) b = MatMul(a, v) u = Identity(v) y = MatMul(b, u) }",
+        {"w": np.ones((4, 4), np.float32)},
+    )
+    Pipeline.parse("fold-constants").run(program, Context())
+    assert [node.op for node in program.graph.nodes] == ["MatMul"] * 3
+    assert len({id(node.inputs[1]) for node in program.graph.nodes}) == 1
+
+
 def test_an_output_of_the_graph_that_is_constant(fold: Fold) -> None:
     text = (
         "g (float[2,3] x) => (float[2,3] y, float[2,3] n, float[2,3] m)"
