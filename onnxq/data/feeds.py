@@ -165,7 +165,8 @@ def feed_size(where: str, feed: Mapping[str, NDArray[Any]], inputs: Sequence[Inp
         DataError: leading dimensions that share a symbol do not agree.
     """
     symbols: dict[str, tuple[str, int]] = {}
-    dynamic, fixed = set(), set()
+    dynamic: set[int] = set()
+    fixed: set[int] = set()
     for spec in inputs:
         array = feed[spec.name]
         if not array.ndim or spec.shape == ():

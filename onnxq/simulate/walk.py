@@ -48,6 +48,12 @@ class Walk:
         self._ctx, self._sources = ctx, sources
         self._emitted = emit(program, ctx.target, correct=True, biases=self.biases)
         self._segments = cut_into_segments(self._emitted.model, list(sources), len(sources) + 1)
+        self._made: dict[
+            tuple[int, str], list[object]
+        ] = {}  # of what the arrays of a segment were made, by its place
+        self._readers: dict[str, list[str]] = {}  # units by their weight
+        for unit in program.units.values():
+            self._readers.setdefault(unit.weight or "", []).append(unit.name)
 
     def affordable(self, samples: int) -> int:
         """Samples of which all that lies between any two segments fits into MEMORY, at most so many; fewer for many RUNS."""
@@ -101,12 +107,21 @@ class Walk:
         """Of a segment, by the plan and the biases as they are; only as far as a tensor that is wanted."""
         model = self._segments[place].model
         for tensor in model.graph.initializer:
-            if tensor.name in self._emitted.recipes:
+            if tensor.name in self._emitted.recipes and self._outdated(place, tensor.name):
                 array = np.array(self._emitted.array(tensor.name, self.plan), order="C")
                 tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
         if wanted is not None:
             model = _as_far_as(model, wanted)
         return make_session(model, threads=self._ctx.threads, provider=self._ctx.provider)
+
+    def _outdated(self, place: int, name: str) -> bool:
+        """Whether an array was made of other decisions or biases, or never; from now on it is made of those as they are."""
+        reads = self._emitted.recipes[name].reads
+        biases = [self.biases.get(unit) for tensor in reads for unit in self._readers.get(tensor, ())]
+        now: list[object] = [*(self.plan[tensor] for tensor in reads), *biases]
+        before = self._made.get((place, name))
+        self._made[place, name] = now
+        return before is None or any(a is not b for a, b in zip(before, now, strict=True))
 
     def _behind(
         self, place: int, known: Mapping[str, Array], session: ort.InferenceSession

@@ -76,7 +76,8 @@ def test_a_layer_absorbs_what_an_identity_kept_away(parse_program: Callable[...,
 
 def test_weights_shared_through_identities_stay_one(parse_program: Callable[..., Program]) -> None:
     program = parse_program(
-        "g (float[N,4] x) => (float[N,4] y) { v = Identity(w) a = MatMul(x, w) b = MatMul(a, v) u = Identity(v) y = MatMul(b, u) }",
+        "g (float[N,4] x) => (float[N,4] y)"
+        " { v = Identity(w) a = MatMul(x, w) b = MatMul(a, v) u = Identity(v) y = MatMul(b, u) }",
         {"w": np.ones((4, 4), np.float32)},
     )
     Pipeline.parse("fold-constants").run(program, Context())
