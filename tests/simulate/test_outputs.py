@@ -298,3 +298,27 @@ def test_refusals(parse_program: ParseProgram) -> None:
     with pytest.raises(UsageError, match="weights alone are quantized"):
         Pipeline.parse("correct-bias:correction=deployed").run(program, context(program))
     Pipeline.parse("correct-bias").run(program, context(program))  # auto
+
+
+def test_a_bias_that_changes_on_the_way_reaches_the_layers_behind(parse_program: ParseProgram) -> None:
+    text = """g (float[N,6] x) => (float[N,6] y) {
+        a = Gemm(x, u) s = Tanh(a) e = Exp(s) b = Gemm(s, v) t = Tanh(b) c = Gemm(t, w) y = Div(c, e)
+    }"""  # e is float: the network cannot be cut between the layers
+    x = RNG.normal(size=(64, 6)).astype(np.float32)
+    weights = {name: RNG.normal(size=(6, 6)).astype(np.float32) for name in "uvw"}
+
+    def arriving(bias: float | None) -> Array:
+        program = parse_program(text, weights)
+        Pipeline.parse(f"annotate:small=0,first_last=same {PLAN}").run(program, context(program, x))
+        units = {unit.weight: unit for unit in program.units.values() if unit.weight}
+        way = walk.Walk(program, context(program, x), {u.name: u.inputs[0] for u in units.values()})
+        found = {}
+        for name, codes in way.layers([{"x": x}]):
+            found[name] = np.concatenate(list(codes))
+            if name == units["v"].name and bias is not None:
+                way.biases[name] = np.full(6, bias, np.float32)
+        codes = found[units["w"].name]
+        return np.asarray(dequantize(codes, program.params(units["w"].inputs[0])))
+
+    assert arriving(-20.0).max() < -0.95  # of a tangent
+    assert arriving(None).max() > 0.5
