@@ -57,9 +57,11 @@ def better_attempt(
     after = _sqnr_db(second)
     chosen = ", ".join(f"{option}={THOROUGH[option]}" for option in _left_open(steps))
     tried = f"an SQNR of {before:.1f} dB is low, so that there was a second attempt with {chosen}"
+    open_end = enough_db is None and max(before, after) < NOISY_DB
+    advice = "; --min-sqnr keeps as many dB as it is given" if open_end else ""
     if after > before:
-        return second, f"{tried}: {after:.1f} dB"
-    return first, f"{tried}, which brought nothing: {after:.1f} dB"
+        return second, f"{tried}: {after:.1f} dB{advice}"
+    return first, f"{tried}, which brought nothing: {after:.1f} dB{advice}"
 
 
 def _left_open(steps: Pipeline) -> list[str]:

@@ -70,6 +70,7 @@ def test_noisy_network_is_compiled_as_below_8_bits(noisy: tuple[ModelProto, Feed
     assert sqnr_db(model, first, x) < sqnr_db(model, wanted, x)
     assert done.model == wanted.model
     assert len(notes(done)) == 1
+    assert ("--min-sqnr" in notes(done)[0]) == (sqnr_db(model, wanted, x) < second_attempt.NOISY_DB)
     assert done.report.pipeline == wanted.report.pipeline
 
 
@@ -93,6 +94,7 @@ def test_attempt_that_brings_nothing_is_left(
     done = compiled(*noisy)
     assert done.model.graph == first.model.graph  # metadata hold the pipeline
     assert "brought nothing" in notes(done)[0]
+    assert notes(done)[0].endswith("; --min-sqnr keeps as many dB as it is given")
     assert done.report.pipeline == str(PRESET)
 
 

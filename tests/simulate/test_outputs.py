@@ -313,8 +313,8 @@ def test_a_bias_that_changes_on_the_way_reaches_the_layers_behind(parse_program:
         units = {unit.weight: unit for unit in program.units.values() if unit.weight}
         way = walk.Walk(program, context(program, x), {u.name: u.inputs[0] for u in units.values()})
         found = {}
-        for name, codes in way.layers([{"x": x}]):
-            found[name] = np.concatenate(list(codes))
+        for name, arrived in way.layers([{"x": x}]):
+            found[name] = np.concatenate(list(arrived))
             if name == units["v"].name and bias is not None:
                 way.biases[name] = np.full(6, bias, np.float32)
         codes = found[units["w"].name]
