@@ -13,7 +13,7 @@ SCRIPTS = (
     *("multipoint.py", "joint_points.py", "point_forms.py", "decomposition.py"),
     *("exactness.py", "portable.py", "saturation.py", "backend.py"),
     *("streaming.py", "memory.py", "samples.py", "cluster.py"),
-    *("peers/run.py", "peers/cost.py"),
+    *("peers/run.py", "peers/more_images.py", "peers/cost.py"),
     *("table.py", "figures.py"),
 )
 
