@@ -132,8 +132,7 @@ class _Sum:
         if not self._waiting:
             return
         x = np.concatenate(self._waiting, axis=1)
-        for total, rows in zip(self._total, x, strict=True):
-            total += rows.T @ rows
+        self._total += x.transpose(0, 2, 1) @ x
         self._patches += x.shape[1]
         self._waiting.clear()
 

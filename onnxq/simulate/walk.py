@@ -48,10 +48,9 @@ class Walk:
         self._ctx, self._sources = ctx, sources
         self._emitted = emit(program, ctx.target, correct=True, biases=self.biases)
         self._segments = cut_into_segments(self._emitted.model, list(sources), len(sources) + 1)
-        self._made: dict[
-            tuple[int, str], list[object]
-        ] = {}  # of what the arrays of a segment were made, by its place
-        self._readers: dict[str, list[str]] = {}  # units by their weight
+        # what each array was made of, by the place of its segment and its name; units by their weight
+        self._made: dict[tuple[int, str], list[object]] = {}
+        self._readers: dict[str, list[str]] = {}
         for unit in program.units.values():
             self._readers.setdefault(unit.weight or "", []).append(unit.name)
 
