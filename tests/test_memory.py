@@ -5,12 +5,21 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
+from onnxq import attempt, compile_model
 from onnxq.memory import give_back, peak_rss_bytes
+from onnxq.pipeline import Context, Pass, PassResult, Pipeline
+from onnxq.presets import preset_pipeline
+from onnxq.program import Program
+from onnxq.verify import Verification, verify
+
+MODELS = Path(__file__).parents[1] / "models"
 
 
 class Circle:
@@ -36,6 +45,39 @@ def test_what_only_circles_hold_goes_at_once() -> None:
         assert seen() is None
     finally:
         gc.enable()
+
+
+@dataclass(frozen=True)
+class Litter(Pass):
+    """Leaves a circle behind, as passes that take graphs apart do."""
+
+    name: ClassVar[str] = "litter"
+    left: ClassVar[list[weakref.ref[Circle]]] = []
+
+    def run(self, program: Program, ctx: Context) -> PassResult:
+        self.left.append(weakref.ref(Circle(1)))
+        return PassResult()
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_garbage_of_large_models_goes_before_they_are_verified(
+    monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    kept = []
+
+    def verified(*args: Any, **options: Any) -> Verification:
+        kept.append(Litter.left[-1]() is not None)
+        return verify(*args, **options)
+
+    monkeypatch.setattr(attempt, "verify", verified)
+    monkeypatch.setattr(attempt, "LARGE", 0 if large else 1 << 30)
+    gc.disable()
+    try:
+        steps = Pipeline((Litter(), *Pipeline.parse(preset_pipeline("int8")).passes))
+        compile_model(MODELS / "digits_cnn.onnx", MODELS / "digits_calib.npz", pipeline=steps, samples=8)
+    finally:
+        gc.enable()
+    assert kept == [not large]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
