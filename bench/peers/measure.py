@@ -88,7 +88,11 @@ def judge_float(task: Task) -> dict[str, Any]:
 
 def quality(task: Task, path: Path) -> dict[str, float | None]:
     """Metric on the test data, and SQNR in dB and agreement of the first output against float."""
-    found, labels = outputs(task, path)
+    return worth(task, *outputs(task, path))
+
+
+def worth(task: Task, found: dict[str, np.ndarray], labels: np.ndarray | None) -> dict[str, float | None]:
+    """The same of outputs on all test samples."""
     value = float(find_metric(metric_name(task))(found, labels))
     difference = Difference()
     difference.update(float_outputs(task), found, 1)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 from peers.catalog import SETTINGS
 from peers.environments import NotInstalledError
-from peers.measure import float_outputs, outputs
+from peers.measure import outputs, worth
 from peers.run import RESULTS as PEERS_RESULTS
 from peers.run import Row, calibration, compile_row, plan
 from peers.tables import OURS, TOOLS, best
@@ -28,7 +28,6 @@ from scipy.stats import binomtest
 from tasks import Task
 
 from onnxq.errors import ModelError
-from onnxq.measure.compare import Difference
 
 RESULTS = Path(__file__).parents[1] / "results" / "more_images.json"
 MODELS = ("cifar10_resnet20", "cifar10_resnet56")
@@ -55,7 +54,10 @@ def cell(rows: list[Row], shared: Path, seconds: int) -> dict[str, Any]:
         if images is not None:
             right[name] = images
         print(*row.key[:2], name, found[name], flush=True)
-    ours = max((name for name in right if name.startswith(f"{OURS}: ")), key=lambda name: _order(found[name]))
+    leader = best(found, OURS)
+    if leader is None:
+        return found
+    ours = f"{OURS}: {leader[0]}"
     for name in right.keys() - {ours}:
         found[name] |= against(right[name], right[ours])
     return found
@@ -72,21 +74,12 @@ def judged(row: Row, task: Task, shared: Path, seconds: int) -> tuple[dict[str, 
             values, labels = outputs(task, path)
         except (NotInstalledError, ModelError) as error:
             return {"failed": str(error)}, None
-    assert labels is not None
-    difference = Difference()
-    difference.update(float_outputs(task), values, 1)
-    assert difference.main is not None
-    right = correct(values, labels)
-    worth = {
-        "metric": float(right.mean()),
-        "agreement": difference.main.agreement,
-        "sqnr_db": difference.main.sqnr_db,
-    }
-    return worth, right
+    return worth(task, values, labels), correct(values, labels)
 
 
-def correct(values: dict[str, np.ndarray], labels: np.ndarray) -> np.ndarray:
+def correct(values: dict[str, np.ndarray], labels: np.ndarray | None) -> np.ndarray:
     """Which samples have the highest logit at their label."""
+    assert labels is not None
     return np.asarray(next(iter(values.values())).argmax(1) == labels)
 
 
@@ -95,10 +88,6 @@ def against(theirs: np.ndarray, ours: np.ndarray) -> dict[str, Any]:
     only, lost = int((theirs & ~ours).sum()), int((ours & ~theirs).sum())
     p = float(binomtest(only, only + lost).pvalue) if only + lost else 1.0
     return {"right_alone": only, "wrong_alone": lost, "p": p}
-
-
-def _order(row: dict[str, Any]) -> tuple[float, float]:
-    return row["metric"], row["sqnr_db"]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -141,9 +130,8 @@ def main(arguments: list[str] | None = None) -> None:
                 ways = list(rows(model, setting, known[model][setting], asked.seconds))
                 found[setting] = cell(ways, Path(shared), 2 * asked.seconds)
                 task = replace(ways[0].task, feeds=IMAGES)
-                values, labels = outputs(task, task.path)
-                assert labels is not None
-                found["float"] = {"metric": float(correct(values, labels).mean()), "images": len(labels)}
+                right = correct(*outputs(task, task.path))
+                found["float"] = {"metric": float(right.mean()), "images": len(right)}
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 

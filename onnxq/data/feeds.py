@@ -171,12 +171,14 @@ def feed_size(where: str, feed: Mapping[str, NDArray[Any]], inputs: Sequence[Inp
         array = feed[spec.name]
         if not array.ndim or spec.shape == ():
             continue
-        symbol = spec.shape[0] if spec.shape else None
-        (fixed if isinstance(symbol, int) else dynamic).add(array.shape[0])
-        name, size = symbols.setdefault(str(symbol), (spec.name, array.shape[0]))
-        if isinstance(symbol, str) and array.shape[0] != size:
+        symbol, size = spec.shape[0] if spec.shape else None, array.shape[0]
+        (fixed if isinstance(symbol, int) else dynamic).add(size)
+        if not isinstance(symbol, str):
+            continue
+        name, known = symbols.setdefault(symbol, (spec.name, size))
+        if size != known:
             raise DataError(
-                f"{where}: arrays differ in samples: {name!r} has {size}, {spec.name!r} has {array.shape[0]}"
+                f"{where}: arrays differ in samples: {name!r} has {known}, {spec.name!r} has {size}"
             )
     sizes = dynamic or fixed
     return sizes.pop() if len(sizes) == 1 else 1

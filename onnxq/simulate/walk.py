@@ -106,21 +106,23 @@ class Walk:
         """Of a segment, by the plan and the biases as they are; only as far as a tensor that is wanted."""
         model = self._segments[place].model
         for tensor in model.graph.initializer:
-            if tensor.name in self._emitted.recipes and self._outdated(place, tensor.name):
-                array = np.array(self._emitted.array(tensor.name, self.plan), order="C")
-                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+            if tensor.name not in self._emitted.recipes:
+                continue
+            parts, before = self._parts(tensor.name), self._made.get((place, tensor.name), [])
+            if before and all(a is b for a, b in zip(before, parts, strict=True)):
+                continue
+            array = np.array(self._emitted.array(tensor.name, self.plan), order="C")
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+            self._made[place, tensor.name] = parts
         if wanted is not None:
             model = _as_far_as(model, wanted)
         return make_session(model, threads=self._ctx.threads, provider=self._ctx.provider)
 
-    def _outdated(self, place: int, name: str) -> bool:
-        """Whether an array was made of other decisions or biases, or never; from now on it is made of those as they are."""
+    def _parts(self, name: str) -> list[object]:
+        """What an array is made of now: decisions, and biases of the units that read the weights."""
         reads = self._emitted.recipes[name].reads
-        biases = [self.biases.get(unit) for tensor in reads for unit in self._readers.get(tensor, ())]
-        now: list[object] = [*(self.plan[tensor] for tensor in reads), *biases]
-        before = self._made.get((place, name))
-        self._made[place, name] = now
-        return before is None or any(a is not b for a, b in zip(before, now, strict=True))
+        biases = (self.biases.get(unit) for tensor in reads for unit in self._readers.get(tensor, ()))
+        return [*(self.plan[tensor] for tensor in reads), *biases]
 
     def _behind(
         self, place: int, known: Mapping[str, Array], session: ort.InferenceSession
